@@ -1,0 +1,1 @@
+"""The judges of the book's exercises, one module a chapter."""

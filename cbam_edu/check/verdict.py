@@ -1,0 +1,76 @@
+"""How a judge speaks: it prints one verdict and returns whether the answer was right."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Wrong(Exception):
+    """What is wrong with an answer, in words that help the learner to mend it."""
+
+
+def judge(task: Callable[..., None]) -> Callable[..., bool]:
+    """Turn `task`, which raises `Wrong` for a wrong answer, into a judge.
+
+    The judge prints its verdict and returns True for a right answer, else False. It never raises,
+    so that a notebook with unsolved exercises still runs to its end.
+    """
+
+    @functools.wraps(task)
+    def judged(answer: Any, *args: Any, **kwargs: Any) -> bool:
+        try:
+            if answer is None or answer is ...:
+                raise NotImplementedError
+            task(answer, *args, **kwargs)
+        except NotImplementedError:
+            print("○ Not answered yet. Replace the dots, then run this cell again.")
+        except Wrong as wrong:
+            print(f"✗ Not yet. {wrong}")
+        except Exception as error:
+            print(f"✗ Not yet. Your code stopped with {type(error).__name__}: {error}")
+        else:
+            print("✓ Right.")
+            return True
+        return False
+
+    return judged
+
+
+def tensor(value: Any, what: str) -> Tensor:
+    """Return `value` if it is a tensor; an answer still to be written is no mistake."""
+    if value is None or value is ...:
+        raise NotImplementedError
+    if not isinstance(value, Tensor):
+        raise Wrong(f"{what} must be a tensor, but is a {type(value).__name__}.")
+    return value
+
+
+def shape(value: Any, wanted: tuple[int, ...], what: str, why: str = "") -> None:
+    """Say which shape `what` has and which it should have."""
+    got = tuple(tensor(value, what).shape)
+    if got != wanted:
+        raise Wrong(f"{what} has shape {got}; it should have {wanted}. {why}".strip())
+
+
+def between(value: Any, low: float, high: float, what: str, why: str = "") -> None:
+    """Say by how much `what` leaves the range from `low` to `high`."""
+    value = tensor(value, what)
+    if value.numel() and not (low <= value.min() and value.max() <= high):
+        raise Wrong(
+            f"{what} runs from {value.min():.3g} to {value.max():.3g}; "
+            f"it should stay between {low:g} and {high:g}. {why}".strip()
+        )
+
+
+def close(value: Any, wanted: Tensor, what: str, why: str = "", tolerance: float = 1e-5) -> None:
+    """Say where `what` differs most from `wanted`, after checking its shape."""
+    shape(value, tuple(wanted.shape), what)
+    difference = (value.double() - wanted.double()).abs()
+    if difference.numel() and not bool((difference <= tolerance * (1 + wanted.abs())).all()):
+        place = torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), wanted.shape)
+        index = tuple(int(i) for i in place)
+        at = f"{what}[{', '.join(map(str, index))}]" if index else what
+        raise Wrong(f"{at} is {value[index]:.4g}; it should be {wanted[index]:.4g}. {why}".strip())
