@@ -27,6 +27,15 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 STAMP = "code_sha256"  # the key, in the notebook's metadata, of the digest of the code that was run
 CELL_METADATA = ("tags", "mystnb")  # the rest, such as times or an editor's state, is noise
 SECONDS_A_CELL = 600
+SETUP = """\
+# Run this cell first. It installs cbam_edu where it is missing, as on Colab.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cbam_edu") is None:
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "cbam_edu[explain]"]
+    subprocess.run(install, check=True)"""
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")  # differs from run to run and says nothing
 
 
@@ -34,6 +43,14 @@ def digest(notebook: Any) -> str:
     """Return the SHA-256 of the notebook's code cells, in order."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def set_up(notebook: Any) -> Any:
+    """Give `notebook`, in place, the book's one setup cell wherever one is tagged; return it."""
+    for cell in notebook.cells:
+        if "setup" in cell.metadata.get("tags", []):
+            cell.source = SETUP
+    return notebook
 
 
 def execute(notebook: Any) -> Any:
@@ -134,7 +151,7 @@ def write(notebook: Any, path: Path) -> None:
 
 def run(path: Path) -> list[str]:
     """Run the notebook at `path`, store and stamp it; return its faults, if any, unstored."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = set_up(nbformat.read(path, as_version=4))
     try:
         notebook = normalise(execute(notebook))
     except CellExecutionError as error:
