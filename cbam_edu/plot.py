@@ -14,6 +14,8 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -24,27 +26,27 @@ from torch import Tensor
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442"]
 DIVERGING = {"RdBu", "PuOr", "BrBG", "PRGn", "PiYG", "RdYlBu", "coolwarm", "bwr", "seismic"}
 WIDTH = 7.0  # inches; at 100 dots an inch, the 700 pixels of a page's column
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "figure.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
+STYLE: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 10, "figure.facecolor": "white"} | {
+    f"axes.spines.{side}": False for side in ("top", "right")
 }
 
 
 class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows once, as a PNG, whether or not pyplot is in use."""
 
+    def savefig(self, *args: Any, **options: Any) -> None:
+        """Write the figure, its titles and labels included."""
+        super().savefig(*args, **{"bbox_inches": "tight", **options})
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        full, small = io.BytesIO(), io.BytesIO()
-        self.savefig(full, format="png", facecolor="white", bbox_inches="tight")
-        picture = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        picture.save(small, "PNG", optimize=True)  # a notebook keeps every figure that it shows
-        return {"image/png": base64.b64encode(small.getvalue()).decode()}
+        drawn, png = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png")
+        picture = Image.open(drawn).convert("RGB")
+        picture.save(png, "PNG", optimize=True)
+        if png.tell() > 60_000:  # a notebook keeps all its figures: rather 256 colours than more
+            png = io.BytesIO()
+            picture.quantize(256).save(png, "PNG", optimize=True)
+        return {"image/png": base64.b64encode(png.getvalue()).decode()}
 
 
 def _array(name: str, value: Any, ndim: int) -> np.ndarray:
@@ -88,9 +90,10 @@ def _checked(series: Mapping[str, Any]) -> Mapping[str, Any]:
     return series
 
 
-def _legend(axes: Axes, count: int) -> None:
-    if count > 1:
-        axes.legend(frameon=False, ncols=2 if count > 4 else 1)
+def _legend(axes: Axes) -> None:
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=9, ncols=1 + (len(names) > 4))
 
 
 def _chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -122,7 +125,7 @@ def _tiles(
     return figure, tiles
 
 
-def _colour_bar(figure: Figure, norm: Normalize, cmap: str, label: str | None = None) -> None:
+def _colour_bar(figure: Figure, norm: Normalize, cmap: str, label: str = "") -> None:
     """Put the scale of all axes to the right of them."""
     width, height = figure.get_size_inches()
     side = min(height, 2.5)  # inches
@@ -130,8 +133,7 @@ def _colour_bar(figure: Figure, norm: Normalize, cmap: str, label: str | None = 
     ticks = MaxNLocator(max(1, int(side * 3)), steps=[1, 2, 5, 10])
     bar = figure.colorbar(ScalarMappable(norm, cmap), cax=axes, ticks=ticks)
     bar.outline.set_visible(False)
-    if label:
-        bar.set_label(label)
+    bar.set_label(label)
 
 
 def _limits(values: np.ndarray, cmap: str, vmin: float | None, vmax: float | None) -> Normalize:
@@ -279,7 +281,10 @@ def overlay(images: Any, maps: Any, titles: Sequence[str] | None = None, *, labe
     n, h, w = pixels.shape[:3]
     if n > 8 or len(maps) != n:
         raise ValueError(f"one map for each of at most 8 images: got {n} images, {len(maps)} maps")
-    flat = [_array("each of maps", m[0] if np.ndim(m) == 3 else m, 2).astype(float) for m in maps]
+    flat = [
+        _array("each of maps", m[0] if np.shape(m)[:-2] == (1,) else m, 2).astype(float)
+        for m in maps
+    ]
     if not all(m.min() >= -1e-6 and m.max() <= 1 + 1e-6 for m in flat):
         raise ValueError("maps must lie between 0 and 1; divide each by its largest value")
     width = min(1.6, (WIDTH - 1) / n - 0.1)  # inches
@@ -288,9 +293,11 @@ def overlay(images: Any, maps: Any, titles: Sequence[str] | None = None, *, labe
     grey = (pixels @ np.array([0.299, 0.587, 0.114]) / 255)[..., None].repeat(3, -1)
     _pictures(tiles[n:], np.concatenate([grey, grey]), [""] * (2 * n))
     norm = Normalize(0, 1)
-    for axes, values, alpha in zip(tiles[n:], flat * 2, [1.0] * n + [0.6] * n, strict=True):
-        options: dict[str, Any] = {"norm": norm, "alpha": alpha, "interpolation": "bilinear"}
-        axes.imshow(values, extent=(-0.5, w - 0.5, h - 0.5, -0.5), aspect="auto", **options)
+    for i, values in enumerate(flat):
+        tensor = torch.from_numpy(values)[None, None]
+        large = F.interpolate(tensor, (h, w), mode="bilinear", antialias=True)[0, 0].numpy()
+        for axes, alpha in ((tiles[n + i], 1.0), (tiles[2 * n + i], 0.6)):
+            axes.imshow(large, aspect="auto", norm=norm, cmap="viridis", alpha=alpha)
     for axes, name in zip(tiles[::n], ("image", "map", "overlay"), strict=True):
         axes.set_ylabel(name)
     _colour_bar(figure, norm, "viridis", label)
@@ -323,7 +330,7 @@ def bars(
         )
     if any((y < 0).any() for y in data.values()):
         axes.axhline(0, color="0.3", linewidth=0.8)
-    _legend(axes, len(data))
+    _legend(axes)
     return figure
 
 
@@ -354,5 +361,5 @@ def lines(
         style = ("-", "--", "-.", ":")[i % 4]
         axes.plot(x, y, style, marker=marker, markersize=4, label=str(name), color=PALETTE[i])
     axes.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
-    _legend(axes, len(series))
+    _legend(axes)
     return figure
