@@ -4,10 +4,11 @@ import contextlib
 import errno
 import os
 import secrets
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+import platformdirs
 
 # What an error number means here, and what a person can do about it.
 _CAUSES = {
@@ -115,27 +116,7 @@ def cache_dir() -> Path:
     It is ``$CBAM_EDU_DATA`` where that is set, else ``cbam_edu`` in the user's cache folder:
     ``$XDG_CACHE_HOME`` or ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%``
     on Windows.
-
-    Raises
-    ------
-    StorageError
-        Where there is neither the variable nor a home folder.
     """
     if chosen := os.environ.get("CBAM_EDU_DATA"):
         return Path(chosen).expanduser()
-    try:
-        return _user_cache() / "cbam_edu"
-    except RuntimeError as error:  # what Path.home raises
-        raise StorageError(
-            "cannot find your home folder; set CBAM_EDU_DATA to a folder for the data"
-        ) from error
-
-
-def _user_cache() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return Path(local) if local else Path.home() / "AppData" / "Local"
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return base if base.is_absolute() else Path.home() / ".cache"  # XDG: relative ones are ignored
+    return platformdirs.user_cache_path("cbam_edu", appauthor=False, opinion=False)

@@ -44,6 +44,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Archive:
+    """An archive of all files: the folder inside it, its bytes and their SHA-256."""
+
+    inner: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Edition:
     """What a data set's files and archives must be, byte for byte.
 
@@ -52,11 +61,15 @@ class Edition:
     batches : dict
         File names without ending -> `Batch`, in the order of the images.
     archives : dict
-        Names of archives that hold the files -> SHA-256.
+        File names -> `Archive`.
     """
 
     batches: dict[str, Batch]
-    archives: dict[str, str]
+    archives: dict[str, Archive]
+
+
+BINARY = "cifar-10-batches-bin"  # the folders inside the archives
+PYTHON = "cifar-10-batches-py"
 
 
 CIFAR10 = Edition(
@@ -81,16 +94,18 @@ CIFAR10 = Edition(
         ),
     },
     archives={
-        "cifar-10-binary.tar.gz": (
-            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+        "cifar-10-binary.tar.gz": Archive(
+            BINARY,
+            170_052_171,
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         ),
-        "cifar-10-python.tar.gz": (
-            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+        "cifar-10-python.tar.gz": Archive(
+            PYTHON,
+            170_498_071,
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         ),
     },
 )
-BINARY = "cifar-10-batches-bin"  # the folders inside the archives
-PYTHON = "cifar-10-batches-py"
 
 
 class CorruptFile(ValueError):
@@ -130,63 +145,66 @@ def load_cifar10(
         If a file cannot be read.
     """
     folder = cache_dir() if folder is None else Path(folder)
-    names = [name for name, batch in edition.batches.items() if batch.split == split]
-    records = np.concatenate([_read_batch(folder, name, edition) for name in names])
-    return ImageSet(
-        "cifar10",
-        torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)),
-        torch.from_numpy(records[:, 0].astype(np.int64)),
-        CLASSES,
-    )
+    batches = {name: batch for name, batch in edition.batches.items() if batch.split == split}
+    total = sum(batch.count for batch in batches.values())
+    pixels = np.empty((total, 3, 32, 32), np.uint8)
+    labels = np.empty(total, np.int64)
+    start = 0
+    for name, batch in batches.items():
+        records = np.frombuffer(read_batch(folder, name, batch), np.uint8).reshape(-1, RECORD)
+        here = slice(start, start + batch.count)
+        pixels[here] = records[:, 1:].reshape(-1, 3, 32, 32)
+        labels[here] = records[:, 0]
+        start += batch.count
+    return ImageSet("cifar10", torch.from_numpy(pixels), torch.from_numpy(labels), CLASSES)
 
 
 def is_complete(folder: str | os.PathLike[str], edition: Edition = CIFAR10) -> bool:
     """Say whether every file of `edition` can be read from `folder` and is right."""
     try:
-        for name in edition.batches:
-            _read_batch(Path(folder), name, edition)
+        for name, batch in edition.batches.items():
+            read_batch(Path(folder), name, batch)
     except (FileNotFoundError, CorruptFile):
         return False
     return True
 
 
-def _read_batch(folder: Path, name: str, edition: Edition) -> np.ndarray:
-    """Return a batch's records, ``(count, RECORD) uint8``, from the first right copy of it."""
-    batch = edition.batches[name]
+def read_batch(folder: Path, name: str, batch: Batch) -> bytes:
+    """Return the right content of a file of the binary version, from wherever `folder` has it.
+
+    Raises as `load_cifar10` does.
+    """
     faults = []
-    for path in _places(folder, name):
-        if not path.exists():
-            continue
-        with explained("read", path):
-            content = path.read_bytes()
-        if fault := (_fault(content, batch) if path.suffix else None):
+    for path in (folder / BINARY / f"{name}.bin", folder / f"{name}.bin"):
+        if (content := _read(path)) is not None:
+            if (fault := batch_fault(content, batch)) is None:
+                return content
             faults.append(f"{path} {fault}")
-            continue
-        if not path.suffix:
-            content = from_python(content, batch.count) or b""
-            if fault := _fault(content, batch):
-                faults.append(f"{path} does not hold the images of {name}.bin")
-                continue
-        return np.frombuffer(content, np.uint8).reshape(batch.count, RECORD)
+    for path in (folder / PYTHON / name, folder / name):
+        if (content := _read(path)) is not None:
+            content = from_python(content, batch.count)
+            if content is not None and batch_fault(content, batch) is None:
+                return content
+            faults.append(f"{path} is truncated or altered")
     if faults:
-        raise CorruptFile(f"{'; '.join(faults)}; to replace it, run: cbam-edu download")
+        raise CorruptFile(f"{' and '.join(faults)}; to replace it, run: cbam-edu download")
     raise FileNotFoundError(
-        f"there is no {name}.bin in {folder} or its {BINARY}; to download CIFAR-10, run: "
-        "cbam-edu download (cifar10-mini is here without a download)"
+        f"there is no {name}.bin in {folder} or its {BINARY}; to have CIFAR-10, run: "
+        "cbam-edu download (cifar10-mini needs no download)"
     )
 
 
-def _places(folder: Path, name: str) -> list[Path]:
-    return [
-        folder / BINARY / f"{name}.bin",
-        folder / f"{name}.bin",
-        folder / PYTHON / name,
-        folder / name,
-    ]
+def _read(path: Path) -> bytes | None:
+    """Return a file's content, or None where there is no such file."""
+    with explained("read", path):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
-def _fault(content: bytes, batch: Batch) -> str | None:
-    """Say what is wrong with a file's content, or None."""
+def batch_fault(content: bytes, batch: Batch) -> str | None:
+    """Say what is wrong with the content of a file of the binary version, or None."""
     wanted = batch.count * RECORD
     if len(content) != wanted:
         return f"has {len(content):,} bytes where {wanted:,} are right"
@@ -200,25 +218,23 @@ def from_python(content: bytes, count: int) -> bytes | None:
     """Rebuild a file of the binary version from one of the python version, by its bytes alone.
 
     The python version's files are serialised dictionaries. Only two stretches of them matter: the
-    pixels, one string of ``count * 3072`` bytes ("T" and its length stand before it), and the
-    labels, one byte each with a "K" before it, in lists between "(" and "e". They are cut out and
-    nothing is interpreted, so a hostile file can do nothing; the digest of the result says whether
-    it is right.
+    labels, one byte each with a "K" before it, in lists from "(" to "e"; and the pixels, one string
+    of ``count * 3072`` bytes after "T" and that length. They are cut out and nothing is
+    interpreted, so a hostile file can do nothing; the digest of the result says whether it is
+    right.
 
     Returns
     -------
     bytes or None
-        The ``count`` records, or None where the two stretches are not found.
+        The `count` records, or None where the two stretches are not found.
     """
     size = count * (RECORD - 1)
-    start = content.find(b"T" + size.to_bytes(4, "little")) + 5
     lists = re.search(rb"labels.{0,16}?((?:\((?:K[\x00-\x09])+e)+)", content, re.DOTALL)
-    if start < 5 or len(content) < start + size or lists is None:
-        return None
-    labels = re.sub(rb"[(e]|K(.)", rb"\1", lists[1], flags=re.DOTALL)
-    if len(labels) != count:
+    mark = content.find(b"T" + size.to_bytes(4, "little"))
+    labels = re.sub(rb"[(Ke]", b"", lists[1]) if lists else b""
+    if mark < 0 or len(content) < mark + 5 + size or len(labels) != count:
         return None
     records = np.empty((count, RECORD), np.uint8)
     records[:, 0] = np.frombuffer(labels, np.uint8)
-    records[:, 1:] = np.frombuffer(content, np.uint8, size, start).reshape(count, -1)
+    records[:, 1:] = np.frombuffer(content, np.uint8, size, mark + 5).reshape(count, -1)
     return records.tobytes()
