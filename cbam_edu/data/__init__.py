@@ -4,8 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cbam_edu.data.cifar10 import CLASSES, CorruptFile, load_cifar10
+from cbam_edu.data import cifar10, sources
+from cbam_edu.data.cifar10 import CLASSES, CorruptFile
 from cbam_edu.data.images import MEAN, STD, ImageSet, normalise
+from cbam_edu.data.sources import DownloadError, download
 from cbam_edu.neighbours import check_name
 
 __all__ = [
@@ -15,15 +17,27 @@ __all__ = [
     "SPLITS",
     "STD",
     "CorruptFile",
+    "DownloadError",
     "ImageSet",
+    "download",
     "load",
     "normalise",
 ]
 
+
+def _cifar10(split: str, folder: Path | None, fetch: bool) -> ImageSet:
+    try:
+        return cifar10.load_cifar10(split, folder)
+    except FileNotFoundError:
+        if not fetch:
+            raise
+    return cifar10.load_cifar10(split, sources.download(folder))
+
+
 _READERS: dict[str, Callable[[str, Path | None, bool], ImageSet]] = {
-    "cifar10": lambda split, folder, download: load_cifar10(split, folder),
+    "cifar10": _cifar10,
 }
-NAMES = tuple(_READERS)  # what `load` knows
+NAMES = tuple(_READERS)
 SPLITS = ("train", "test")
 
 
@@ -34,7 +48,35 @@ def load(
     folder: str | os.PathLike[str] | None = None,
     download: bool = True,
 ) -> ImageSet:
-    """Return a data set by its name."""
+    """Return a data set by its name.
+
+    Parameters
+    ----------
+    name : {"cifar10", "cifar10-mini", "shapes"}
+        "cifar10": 50,000 training and 10,000 test photographs of ten classes.
+        "cifar10-mini": the first 1,000 and 500 of them, evenly of each class, from this package.
+        "shapes": 10,000 and 2,000 synthetic images of ten shapes, with masks.
+    split : {"train", "test"}
+        Which part.
+    folder : path, optional
+        Where CIFAR-10's files are, such as the ``root`` that torchvision was given. Default: the
+        cache, `cbam_edu.storage.cache_dir`.
+    download : bool
+        Whether CIFAR-10 may be downloaded into `folder` if it is not there.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or split, with the nearest known ones.
+    CorruptFile
+        If a file is truncated or altered; it is not replaced unasked.
+    FileNotFoundError
+        If files are missing and `download` is false.
+    DownloadError
+        If files are missing and no source gives them.
+    StorageError
+        If a file cannot be read, or the folder not written to.
+    """
     check_name("data set", name, list(NAMES))
     check_name("split", split, list(SPLITS))
     return _READERS[name](split, None if folder is None else Path(folder), download)

@@ -1,10 +1,14 @@
 """Labelled images in memory, and the numbers that a network sees instead of pixels."""
 
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from cbam_edu.storage import explained
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training pixels, per channel, in 0..1
 STD = (0.2470, 0.2435, 0.2616)
@@ -72,3 +76,29 @@ def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         for v in (MEAN, STD)
     )
     return ((images.float() / 255 - mean) / std).to(dtype)
+
+
+def read_image(path: str | os.PathLike[str], size: int = 32) -> Tensor:
+    """Read a picture of any kind that Pillow knows as a small square, ``(3, size, size) uint8``.
+
+    The largest square in its middle is kept and scaled, smoothly, to `size` pixels a side.
+
+    Raises
+    ------
+    cbam_edu.storage.StorageError
+        Where the file cannot be read.
+    ValueError
+        For a file that is no picture, a damaged one, or one of absurd size.
+    """
+    with explained("read", path):
+        try:
+            with Image.open(path) as picture:
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+                small = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} is not a picture that can be read: {error}") from error
+        except OSError as error:
+            if error.errno is not None:  # the file system's, not the decoder's
+                raise
+            raise ValueError(f"{path} is a damaged picture: {error}") from error
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
