@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cbam_edu.data import cifar10, sources
+from cbam_edu.data import cifar10, mini, sources
 from cbam_edu.data.cifar10 import CLASSES, CorruptFile
 from cbam_edu.data.images import MEAN, STD, ImageSet, normalise
+from cbam_edu.data.mini import miniature
 from cbam_edu.data.sources import DownloadError, download
 from cbam_edu.neighbours import check_name
 
@@ -21,6 +22,7 @@ __all__ = [
     "ImageSet",
     "download",
     "load",
+    "miniature",
     "normalise",
 ]
 
@@ -36,6 +38,7 @@ def _cifar10(split: str, folder: Path | None, fetch: bool) -> ImageSet:
 
 _READERS: dict[str, Callable[[str, Path | None, bool], ImageSet]] = {
     "cifar10": _cifar10,
+    "cifar10-mini": lambda split, folder, fetch: mini.load_mini(split),
 }
 NAMES = tuple(_READERS)
 SPLITS = ("train", "test")
