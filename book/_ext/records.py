@@ -1,0 +1,109 @@
+"""The directive ``recorded-runs``: tables of the runs in ``book/results/*.jsonl``.
+
+One line of such a file is one run, a JSON object. Nothing in the tables is typed by hand.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+COLUMNS = {  # heading: how a record's value is written
+    "model": lambda r: r["model"],
+    "arm": lambda r: r["arm"],
+    "data": lambda r: r["data"],
+    "seed": lambda r: str(r["seed"]),
+    "accuracy, %": lambda r: f"{100 * r['accuracy']:.2f}",
+    "loss": lambda r: f"{r['loss']:.3f}",
+    "epochs": lambda r: str(r["epochs"]),
+    "parameters": lambda r: f"{r['parameters']:,}",
+    "multiply-accumulates": lambda r: f"{r['multiply_accumulates']:,}",
+    "device": lambda r: r["device"],
+    "seconds": lambda r: f"{r['seconds']:,.0f}",
+}
+NUMBERS = {"seed", "accuracy, %", "loss", "epochs", "parameters", "multiply-accumulates", "seconds"}
+KEYS = {
+    *("study", "model", "arm", "data", "seed", "accuracy", "loss", "epochs", "seconds"),
+    *("parameters", "multiply_accumulates", "device", "versions", "commit", "recipe"),
+}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the records in the file at `path`.
+
+    Raises
+    ------
+    ValueError
+        If a line is not a whole record; the message names the file, the line and what is missing.
+    """
+    records = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        place = f"{path.name}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place} is not JSON: {error}") from None
+        if not isinstance(record, dict) or (missing := KEYS - record.keys()):
+            what = "is no JSON object" if not isinstance(record, dict) else f"lacks {missing}"
+            raise ValueError(f"{place} {what}")
+        if not 0 <= record["accuracy"] <= 1:
+            raise ValueError(f"{place}: accuracy is a fraction, not {record['accuracy']}")
+        records.append(record)
+    return records
+
+
+def table(records: Sequence[dict[str, Any]]) -> nodes.table:
+    """Return `records` as a table, in the order of model, arm and seed."""
+    group = nodes.tgroup(cols=len(COLUMNS))
+    group += [nodes.colspec(colwidth=1) for _ in COLUMNS]
+    group += nodes.thead("", _row(list(COLUMNS)))
+    ordered = sorted(records, key=lambda r: (r["model"], r["arm"], r["data"], r["seed"]))
+    group += nodes.tbody("", *[_row([show(r) for show in COLUMNS.values()]) for r in ordered])
+    return nodes.table("", group, classes=["recorded-runs"])
+
+
+def _row(texts: Sequence[str]) -> nodes.row:
+    row = nodes.row()
+    for name, text in zip(COLUMNS, texts, strict=True):
+        classes = ["text-right"] if name in NUMBERS else ["text-left"]
+        row += nodes.entry("", nodes.paragraph("", text), classes=classes)
+    return row
+
+
+class RecordedRuns(SphinxDirective):
+    """One table a study, and under it the file with everything that was recorded."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the tables, or a sentence where nothing has been recorded yet."""
+        self.env.note_dependency(str(RESULTS))  # a new file counts as a change of the page
+        content: list[nodes.Node] = []
+        for path in sorted(RESULTS.glob("*.jsonl")):
+            self.env.note_dependency(str(path))
+            try:
+                records = read(path)
+            except ValueError as error:
+                raise self.error(str(error)) from None
+            for study in sorted({record["study"] for record in records}):
+                title = nodes.paragraph("", "", nodes.strong("", f"Study: {study}"))
+                content += [title, table([r for r in records if r["study"] == study])]
+            content.append(self._download(path))
+        return content or [nodes.paragraph("", "No run has been recorded yet.")]
+
+    def _download(self, path: Path) -> nodes.paragraph:
+        target = f"/{path.relative_to(self.env.srcdir)}"
+        link = addnodes.download_reference("", "", nodes.literal("", path.name), reftarget=target)
+        link["refdoc"] = self.env.docname
+        text = " holds one line a run: all of the above, the whole recipe, versions and commit."
+        return nodes.paragraph("", "", link, nodes.Text(text))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect to Sphinx."""
+    app.add_directive("recorded-runs", RecordedRuns)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
