@@ -1,3 +1,21 @@
 """The reference code of the CBAM book: attention modules, networks, data and training."""
 
 __version__ = "0.1.0"
+
+from cbam_edu.attention import CBAM, ChannelAttention, SpatialAttention
+from cbam_edu.models import create_model, list_models, load_model, load_pretrained, save_model
+from cbam_edu.neighbours import ECA, SqueezeExcitation, attention_layer
+
+__all__ = [
+    "CBAM",
+    "ECA",
+    "ChannelAttention",
+    "SpatialAttention",
+    "SqueezeExcitation",
+    "attention_layer",
+    "create_model",
+    "list_models",
+    "load_model",
+    "load_pretrained",
+    "save_model",
+]

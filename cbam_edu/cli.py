@@ -1,0 +1,262 @@
+"""The command `cbam-edu`: a thin face over the library."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import cbam_edu
+from cbam_edu import data
+from cbam_edu.complexity import count
+from cbam_edu.experiment import record
+from cbam_edu.models import (
+    create_model,
+    list_models,
+    list_pretrained,
+    load_model,
+    load_pretrained,
+    save_model,
+)
+from cbam_edu.neighbours import ATTENTIONS, check_name
+from cbam_edu.storage import StorageError, make_folder, replace_file
+from cbam_edu.train import DivergenceError, Recipe, evaluate, fit
+
+# What the program ends with: 0 done, 1 failed on the way, 2 asked for something that can't be,
+# 130 stopped by Ctrl-C.
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+_HELP = {
+    "epochs": "passes over the training images",
+    "batch_size": "images in a training step",
+    "optimizer": "sgd (with Nesterov momentum) or adamw",
+    "lr": "highest learning rate",
+    "momentum": "of SGD",
+    "schedule": "one-cycle or cosine",
+    "warmup": "part of training, 0 to 1, in which the learning rate rises",
+    "weight_decay": "of convolutions and linear layers",
+    "channel_weight_decay": "of channel gates, if it differs",
+    "spatial_weight_decay": "of spatial gates, if it differs",
+    "label_smoothing": "part of the target spread over all classes",
+    "crop": "pixels by which an image may shift",
+    "flip": "mirror half of the images",
+    "cutout": "side of the square cut out of each image",
+    "mixup": "alpha of Mixup",
+    "ema": "decay of the moving average of the weights",
+    "precision": "float32, bfloat16 or float16",
+    "channels_last": "memory format of the maps",
+    "compile": "make the training step by torch.compile",
+    "seed": "of the initial weights, the order of images and their augmentation",
+    "deterministic": "the same bits each time, on the same machine",
+}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" takes CUDA, else MPS, else the CPU."""
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {name!r} is not to be had here; take auto, cpu, cuda or mps"
+        ) from error
+    return device
+
+
+def _network(args: argparse.Namespace) -> nn.Module:
+    """Load the network that `evaluate` or `predict` is asked to use."""
+    if args.model in list_pretrained():
+        return load_pretrained(args.model)
+    if Path(args.model).suffix == ".safetensors" or Path(args.model).exists():
+        return load_model(args.model)
+    check_name("pretrained network", args.model, list_pretrained())
+    raise AssertionError  # check_name has raised
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train a network and leave weights, checkpoint, log and record in a folder."""
+    recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
+    device = choose_device(args.device)
+    options = {} if args.attention is None else {"attention": args.attention}
+    if args.attention == "none":
+        options = {"attention": None}
+    check_name("model", args.model, list_models())
+    training = data.load(args.data, "train", folder=args.data_dir)
+    if args.validate:
+        training, test = training.holdout(len(training) // len(training.classes) // 10)
+    else:
+        test = data.load(args.data, "test", folder=args.data_dir)
+    torch.manual_seed(recipe.seed)
+    model = create_model(args.model, len(training.classes), **options)
+    out = make_folder(args.out or Path("runs") / f"{args.model}-{args.attention or 'default'}")
+    print(f"training {args.model} on {len(training):,} images of {training.name}, on {device}")
+    history = fit(model, training, recipe, test=test, device=device, out=out, resume=args.resume)
+    save_model(model, out / "model.safetensors", classes=training.classes, data=training.name)
+    line = record(
+        args.study,
+        model,
+        recipe,
+        history,
+        data=training.name,
+        images=(len(training), len(test)),
+        device=device,
+    )
+    replace_file(out / "record.jsonl", lambda f: f.write((json.dumps(line) + "\n").encode()))
+    kind = "validation" if args.validate else "test"
+    print(f"{line['accuracy']:.2%} of {len(test):,} {kind} images; {out / 'model.safetensors'}")
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """Measure a trained network."""
+    test = data.load(args.data, "test", folder=args.data_dir)
+    scores = evaluate(_network(args).to(choose_device(args.device)), test)
+    print(
+        f"{scores.accuracy:.2%} of {len(test):,} test images of {test.name}, loss {scores.loss:.4f}"
+    )
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Name what is in pictures."""
+    model = _network(args)
+    classes = model.about.get("classes", data.CLASSES)
+    images = torch.stack([data.read_image(path) for path in args.images])
+    with torch.no_grad():
+        chances = model(data.normalise(images)).softmax(1)
+    for path, row in zip(args.images, chances, strict=True):
+        best = row.topk(min(args.top, len(classes)))
+        named = ", ".join(
+            f"{classes[i]} {p:.1%}"
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        print(f"{path}: {named}")
+
+
+def download(args: argparse.Namespace) -> None:
+    """Fetch CIFAR-10, or find that it is there."""
+    print(f"CIFAR-10 is in {data.download(args.data_dir)}")
+
+
+def models(args: argparse.Namespace) -> None:
+    """List the networks that can be made, and what they cost."""
+    print(f"{'model':16}{'parameters':>12}{'multiply-accumulates':>23}   (32 x 32, no attention)")
+    for name in list_models():
+        cost = count(create_model(name, attention=None))
+        print(f"{name:16}{cost.parameters:12,}{cost.multiply_accumulates:23,}")
+    print(f"\nattention: none, {', '.join(ATTENTIONS)}")
+    print(f"trained, in the package: {', '.join(list_pretrained())}")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Give every field of `Recipe` its option."""
+    group = parser.add_argument_group("recipe")
+    types = typing.get_type_hints(Recipe)
+    for field in dataclasses.fields(Recipe):
+        flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
+        text = f"{_HELP[field.name]} (default: {field.default})"
+        if kind is bool:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, action=action, default=field.default, help=text)
+        else:
+            kind = float if typing.get_args(kind) else kind
+            group.add_argument(
+                flag, type=kind, default=field.default, help=text, metavar=kind.__name__.upper()
+            )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="cbam-edu", description="Train, measure and use networks with attention."
+    )
+    parser.add_argument("--version", action="version", version=f"cbam-edu {cbam_edu.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: typing.Callable[..., None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=run.__doc__)
+        command.set_defaults(run=run)
+        return command
+
+    def add_data(command: argparse.ArgumentParser, default: str) -> None:
+        command.add_argument(
+            "--data", default=default, help=f"{', '.join(data.NAMES)} (default: {default})"
+        )
+        command.add_argument(
+            "--data-dir", type=Path, help="folder of CIFAR-10 (default: the user's cache)"
+        )
+
+    def add_device(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+
+    def add_network(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--model",
+            default="resnet20_cbam",
+            metavar="NAME|FILE",
+            help="a network of the package, or a model.safetensors (default: resnet20_cbam)",
+        )
+
+    command = add("train", train, "train a network")
+    command.add_argument("--model", required=True, help="one of `cbam-edu models`")
+    command.add_argument(
+        "--attention", help=f"none, {', '.join(ATTENTIONS)} (default: the network's own)"
+    )
+    add_data(command, "cifar10")
+    add_device(command)
+    command.add_argument("--out", type=Path, help="folder of the run (default: runs/MODEL-...)")
+    command.add_argument(
+        "--resume", action="store_true", help="go on from the folder's checkpoint, if there is one"
+    )
+    command.add_argument(
+        "--validate",
+        action="store_true",
+        help="leave the test images alone: train on nine tenths, measure on the rest",
+    )
+    command.add_argument("--study", default="single", help="name of the study, for the record")
+    _add_recipe(command)
+
+    command = add("evaluate", evaluate_command, "measure a trained network")
+    add_network(command)
+    add_data(command, "cifar10")
+    add_device(command)
+
+    command = add("predict", predict, "name what is in pictures")
+    add_network(command)
+    command.add_argument("--top", type=int, default=3, help="classes to name (default: 3)")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+
+    command = add("download", download, "fetch CIFAR-10")
+    command.add_argument("--data-dir", type=Path, help="where to (default: the user's cache)")
+
+    add("models", models, "list the networks")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        hint = "; --resume goes on from the last whole epoch" if args.run is train else ""
+        print(f"\ncbam-edu: stopped{hint}", file=sys.stderr)
+        return INTERRUPTED
+    except (DivergenceError, StorageError) as error:
+        print(f"cbam-edu: {error}", file=sys.stderr)
+        return FAILED
+    except ValueError as error:
+        print(f"cbam-edu: {error}", file=sys.stderr)
+        return WRONG
+    return 0

@@ -1,0 +1,192 @@
+"""Networks by name: made, saved, loaded, and one of them trained."""
+
+import inspect
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from cbam_edu.models.cbamnet import CBAMNet
+from cbam_edu.models.resnet import CIFARResNet, ResidualBlock, ResNet9
+from cbam_edu.neighbours import check_name
+from cbam_edu.storage import explained, replace_file
+
+__all__ = [
+    "CBAMNet",
+    "CIFARResNet",
+    "ModelFileError",
+    "ResNet9",
+    "ResidualBlock",
+    "create_model",
+    "list_models",
+    "list_pretrained",
+    "load_model",
+    "load_pretrained",
+    "save_model",
+]
+
+# A network's name: its class, and the arguments that make it this one.
+_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "cbamnet_tiny": (CBAMNet, {"dims": (64, 128)}),
+    "cbamnet_small": (CBAMNet, {"dims": (64, 128, 256)}),
+    "cbamnet_base": (CBAMNet, {"dims": (128, 256, 512)}),
+    "resnet9": (ResNet9, {}),
+    "resnet20": (CIFARResNet, {"blocks": 3}),
+    "resnet32": (CIFARResNet, {"blocks": 5}),
+    "resnet44": (CIFARResNet, {"blocks": 7}),
+    "resnet56": (CIFARResNet, {"blocks": 9}),
+    "resnet110": (CIFARResNet, {"blocks": 18}),
+}
+_WEIGHTS = resources.files("cbam_edu.models") / "weights"
+
+
+class ModelFileError(ValueError):
+    """A file that is no network of ours, or not a whole one: which, why, and what to do."""
+
+
+def list_models() -> list[str]:
+    """Return the names that `create_model` knows."""
+    return list(_MODELS)
+
+
+def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
+    """Build a network by its name, with random weights drawn from torch's generator.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_models`: the CBAMNets, ResNet-9, and the ResNets 20 to 110 of the CIFAR kind.
+    num_classes : int
+        Size of the output; 0 for the network without its head.
+    **options
+        ``attention``: None, "se", "eca", "channel", "spatial" or "cbam"; where it is not given,
+        the CBAMNets have "cbam" and the others none. ``attention_options``: a dict that each
+        attention layer gets, such as ``{"reduction": 8}``. ``dims``: channels of the stages.
+
+    Returns
+    -------
+    torch.nn.Module
+        Maps ``(N, 3, H, W) float`` to ``(N, num_classes)``; its ``forward_features`` gives the
+        maps of all stages, and its ``config`` holds the arguments given here.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, with the nearest known ones, or a bad option.
+    """
+    check_name("model", name, list_models())
+    if type(num_classes) is not int or num_classes < 0:
+        raise ValueError(f"num_classes must be an integer from 0 (no head) up, got {num_classes!r}")
+    builder, fixed = _MODELS[name]
+    known = [p for p in inspect.signature(builder).parameters if p not in ("blocks", "num_classes")]
+    for option in options:
+        check_name(f"option of {name}", option, known)
+    options.setdefault("attention", "cbam" if builder is CBAMNet else None)
+    model = builder(num_classes=num_classes, **{**fixed, **options})
+    model.config = {"name": name, "num_classes": num_classes, **options}  # type: ignore[assignment]
+    return model
+
+
+def save_model(model: nn.Module, path: str | os.PathLike[str], **about: Any) -> None:
+    """Write a network of `create_model` to a safetensors file, whole or not at all.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network; its configuration is kept in the file's metadata.
+    path : path
+        The file, such as ``model.safetensors``.
+    **about
+        What else to keep beside the configuration, for `json`: the classes' names, say.
+
+    Raises
+    ------
+    ValueError
+        For a network that `create_model` did not make.
+    cbam_edu.storage.StorageError
+        Where the file cannot be written.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ValueError("only a network made by create_model can be saved: this one has no config")
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    data = safetensors.torch.save(weights, {"cbam_edu": json.dumps({"config": config, **about})})
+    replace_file(path, lambda file: file.write(data))
+
+
+def load_model(path: str | os.PathLike[str]) -> nn.Module:
+    """Read a network that `save_model` wrote, in evaluation mode, on the CPU.
+
+    Nothing in the file is run: weights are numbers, and the configuration is JSON whose network
+    must fit the weights to the last shape.
+
+    Raises
+    ------
+    ModelFileError
+        For a file that is damaged, not ours, or whose weights are of another network.
+    cbam_edu.storage.StorageError
+        Where the file cannot be read.
+    """
+    path = Path(path)
+    with explained("read", path):
+        data = path.read_bytes()
+    try:
+        weights = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["cbam_edu"])
+        config = about["config"]
+    except SafetensorError as error:
+        raise ModelFileError(
+            f"{path} is not a whole safetensors file ({error}); copy or train it anew"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"{path} holds no configuration of cbam_edu; load_model reads what save_model or "
+            "`cbam-edu train` wrote"
+        ) from error
+    try:
+        with torch.device("meta"):  # no memory yet: the file alone decides how much is needed
+            model = create_model(**config)
+        model.load_state_dict(weights, assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelFileError(
+            f"{path} does not hold the network that its configuration names: {error}"
+        ) from error
+    model.about = about
+    return model.eval()
+
+
+def list_pretrained() -> list[str]:
+    """Return the names that `load_pretrained` knows."""
+    return sorted(Path(f.name).stem for f in _WEIGHTS.iterdir() if f.name.endswith(".safetensors"))
+
+
+def load_pretrained(name: str) -> nn.Module:
+    """Load a network that was trained on CIFAR-10 and lies in the package.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_pretrained`, such as ``"resnet20_cbam"``. How it was trained, and what it
+        reaches on the 10,000 test images, is in the book's results.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode, on the CPU; maps ``(N, 3, 32, 32)`` of `cbam_edu.data.normalise` to
+        logits ``(N, 10)``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, with the nearest known ones.
+    """
+    check_name("pretrained network", name, list_pretrained())
+    with resources.as_file(_WEIGHTS / f"{name}.safetensors") as path:
+        return load_model(path)

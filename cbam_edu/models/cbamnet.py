@@ -1,0 +1,69 @@
+"""CBAMNet: the smallest convolutional network that shows what CBAM does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from cbam_edu.attention import check_positive
+from cbam_edu.models.resnet import initialise
+from cbam_edu.neighbours import attention_layer
+
+
+class CBAMNet(nn.Module):
+    """Stages of 3 x 3 convolution, BatchNorm, ReLU, attention and 2 x 2 max-pool; a linear head.
+
+    The book's own network, of no paper; its attention is section 3 of the CBAM paper.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        Channels of the stages, one stage each.
+    num_classes : int
+        Size of the output; 0 gives the network without its head, whose output are the pooled
+        features ``(N, dims[-1])``.
+    attention : {None, "se", "eca", "channel", "spatial", "cbam"}
+        What stands in every stage between ReLU and pooling.
+    attention_options : dict, optional
+        Passed to every attention layer; the reduction is 8 unless given here.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        num_classes: int = 10,
+        attention: str | None = "cbam",
+        attention_options: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        options = dict(attention_options or {})
+        if attention in ("se", "channel", "cbam"):
+            options.setdefault("reduction", 8)
+        self.stages = nn.ModuleList()
+        channels = 3
+        for dim in dims:
+            check_positive("dims", dim)
+            self.stages.append(
+                nn.Sequential(
+                    nn.Conv2d(channels, dim, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(dim),
+                    nn.ReLU(),
+                    attention_layer(attention, dim, **options),
+                    nn.MaxPool2d(2, ceil_mode=True),
+                )
+            )
+            channels = dim
+        self.head = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        initialise(self)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return each stage's map: (N, 3, H, W) float -> [(N, dims[i], H/2^(i+1), W/2^(i+1))]."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits: (N, 3, H, W) float -> (N, num_classes)."""
+        return self.head(self.forward_features(x)[-1].mean((2, 3)))
