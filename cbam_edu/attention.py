@@ -40,9 +40,7 @@ def check_input(x: Tensor, channels: int | None = None) -> None:
         wanted = f"(N, {channels or 'C'}, H, W)"
         raise ValueError(f"expected an input of shape {wanted}, got {tuple(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(
-            f"expected a floating-point input, got {x.dtype}; convert it with x.float()"
-        )
+        raise TypeError(f"expected a floating-point input, got {x.dtype}; convert it: x.float()")
 
 
 class ChannelAttention(nn.Module):
@@ -82,7 +80,9 @@ class ChannelAttention(nn.Module):
         super().__init__()
         check_positive("channels", channels)
         check_positive("reduction", reduction)
-        for name in pooling or [""]:
+        if not isinstance(pooling, list | tuple) or not pooling:
+            raise ValueError(f'pooling must be a list such as ["avg", "max"], got {pooling!r}')
+        for name in pooling:
             check_choice("each pooling", name, tuple(POOLINGS))
         check_choice("mixer", mixer, ("mlp", "conv1d"))
         check_choice("gate", gate, tuple(GATES))
@@ -175,8 +175,9 @@ class CBAM(nn.Module):
         gate: str = "sigmoid",
     ):
         super().__init__()
+        check_positive("channels", channels)
         check_choice("order", order, ORDERS)
-        self.order, self.gate = order, gate
+        self.channels, self.order, self.gate = channels, order, gate
         if order != "spatial-only":
             self.channel = ChannelAttention(
                 channels, reduction, pooling=pooling, mixer=mixer, bias=bias, gate=gate
@@ -186,6 +187,7 @@ class CBAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the refined feature map: (N, C, H, W) float -> the same shape."""
+        check_input(x, self.channels)
         if self.order == "parallel":
             return x * GATES[self.gate](self.channel.logits(x) + self.spatial.logits(x))
         if self.order == "spatial-channel":
