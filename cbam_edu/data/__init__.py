@@ -8,6 +8,7 @@ from cbam_edu.data import cifar10, mini, sources
 from cbam_edu.data.cifar10 import CLASSES, CorruptFile
 from cbam_edu.data.images import MEAN, STD, ImageSet, normalise
 from cbam_edu.data.mini import miniature
+from cbam_edu.data.shapes import shapes
 from cbam_edu.data.sources import DownloadError, download
 from cbam_edu.neighbours import check_name
 
@@ -24,7 +25,11 @@ __all__ = [
     "load",
     "miniature",
     "normalise",
+    "shapes",
 ]
+
+SPLITS = ("train", "test")
+_SHAPES = {"train": (10_000, 0), "test": (2_000, 1)}  # their number and seed
 
 
 def _cifar10(split: str, folder: Path | None, fetch: bool) -> ImageSet:
@@ -39,9 +44,9 @@ def _cifar10(split: str, folder: Path | None, fetch: bool) -> ImageSet:
 _READERS: dict[str, Callable[[str, Path | None, bool], ImageSet]] = {
     "cifar10": _cifar10,
     "cifar10-mini": lambda split, folder, fetch: mini.load_mini(split),
+    "shapes": lambda split, folder, fetch: shapes(*_SHAPES[split]),
 }
 NAMES = tuple(_READERS)
-SPLITS = ("train", "test")
 
 
 def load(
