@@ -127,7 +127,7 @@ def noise_max(answer: Callable[[int, int], Tensor | float]) -> None:
 
 
 @judge
-def soft_max_pool(answer: Callable[[Tensor, float], Tensor]) -> None:
+def soft_pool(answer: Callable[[Tensor, float], Tensor]) -> None:
     """Judge `answer(x, t)`, (N, C, H, W) -> (N, C): t log mean exp(x / t), without overflow."""
     torch.manual_seed(2)
     for n, c, h, w in ((2, 3, 4, 5), (1, 2, 1, 7)):
