@@ -49,9 +49,10 @@ def read(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{place} is not JSON: {error}") from None
-        if not isinstance(record, dict) or (missing := KEYS - record.keys()):
-            what = "is no JSON object" if not isinstance(record, dict) else f"lacks {missing}"
-            raise ValueError(f"{place} {what}")
+        if not isinstance(record, dict):
+            raise ValueError(f"{place} is no JSON object")
+        if missing := sorted(KEYS - record.keys()):
+            raise ValueError(f"{place} lacks {', '.join(missing)}")
         if not 0 <= record["accuracy"] <= 1:
             raise ValueError(f"{place}: accuracy is a fraction, not {record['accuracy']}")
         records.append(record)

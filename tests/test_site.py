@@ -1,0 +1,142 @@
+"""The site's sources: configuration, contents, picture, references and recorded runs."""
+
+import json
+import re
+from urllib.parse import urlparse
+
+import pytest
+from docutils import nodes
+
+import address
+import diagram
+import offline
+import records
+from notebook_cells import CHAPTERS, ROOT
+
+CONFIG = address.config()
+PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "book").glob("*.md"))}
+
+
+def test_the_site_shows_what_is_committed_and_nothing_else():
+    assert CONFIG["execute"]["execute_notebooks"] == "off"
+    assert CONFIG["only_build_toc_files"] is True
+    assert CONFIG["sphinx"]["recursive_update"] is True  # else the buttons vanish
+
+
+def test_every_page_and_notebook_is_in_the_contents():
+    pages = address.contents()
+    assert len(pages) == len(set(pages))
+    assert [page for page in pages if page.startswith("notebooks/")][: len(CHAPTERS)] == [
+        f"notebooks/{name}" for name in CHAPTERS
+    ]
+    there = {
+        str(path.relative_to(ROOT).with_suffix(""))
+        for pattern in ("book/*.md", "notebooks/*.ipynb")
+        for path in ROOT.glob(pattern)
+    }
+    assert there == set(pages)
+
+
+def test_colab_opens_the_notebook_that_the_reader_was_on():
+    assert CONFIG["repository"]["path_to_book"] == ""
+    url = urlparse(address.colab("notebooks/02_pooling.ipynb"))
+    assert url.netloc == "colab.research.google.com"
+    repository = urlparse(CONFIG["repository"]["url"]).path
+    branch = CONFIG["repository"]["branch"]
+    assert url.path == f"/github{repository}/blob/{branch}/notebooks/02_pooling.ipynb"
+
+
+def test_the_readme_has_every_chapter_with_its_button():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in CHAPTERS:
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        row = re.search(
+            rf"^\| \[(.+)\]\(notebooks/{name}\.ipynb\) \| (.+) \|$", readme, re.MULTILINE
+        )
+        assert row, f"{name} is missing: make address"
+        assert row[1] == address.title(path)
+        assert address.colab(f"notebooks/{name}.ipynb") in row[2]
+
+
+def test_the_landing_page_leads_to_every_chapter():
+    for name in CHAPTERS:
+        assert f"{{doc}}`../notebooks/{name}`" in PAGES["intro"]
+
+
+def test_every_reference_is_cited_and_every_citation_has_its_reference():
+    known = re.findall(r"^@\w+\{(\w+),", (ROOT / "book/references.bib").read_text("utf-8"), re.M)
+    cited = re.findall(r"\{cite:\w\}`(\w+)`", "".join(PAGES.values()))
+    assert len(known) == len(set(known))
+    assert set(known) == set(cited)
+
+
+def test_the_picture_is_what_its_code_draws():
+    stored = diagram.PICTURE.read_text("utf-8")
+    assert stored == diagram.picture(), "python book/_ext/diagram.py"
+    assert diagram.CHANNEL_MAP[0] > 0.9 > 0.2 > diagram.CHANNEL_MAP[1]
+    refined = diagram.times(diagram.FEATURES[:1], [diagram.SPATIAL_MAP])
+    assert refined[0][2][2] == diagram.FEATURES[0][2][2] * diagram.SPATIAL_MAP[2][2]
+    assert "http" not in stored.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_mathematics_needs_no_network():
+    folder = offline.mathjax()
+    assert (folder / offline.LOADER).stat().st_size > 500_000
+    assert len(list((folder / offline.FONTS).glob("*.woff"))) > 10
+
+
+# Recorded runs
+
+RECORD = {
+    "study": "first",
+    "model": "resnet20",
+    "arm": "cbam",
+    "seed": 0,
+    "accuracy": 0.91234,
+    "loss": 0.31,
+    "epochs": 3,
+    "seconds": 1234.5,
+    "parameters": 1234567,
+    "multiply_accumulates": 40_600_000,
+    "device": "a processor",
+    "versions": {"torch": "2.11.0"},
+    "commit": "0" * 40,
+    "recipe": {"epochs": 3},
+    "data": "cifar10",
+}
+
+
+def test_records_become_a_table_in_order():
+    runs = [RECORD | {"seed": 1}, RECORD | {"seed": 0}, RECORD | {"arm": "none"}]
+    table = records.table(runs)
+    rows = [[entry.astext() for entry in row] for row in table.findall(nodes.row)]
+    assert rows[0] == list(records.COLUMNS)
+    assert [row[:4] for row in rows[1:]] == [
+        ["resnet20", "cbam", "cifar10", "0"],
+        ["resnet20", "cbam", "cifar10", "1"],
+        ["resnet20", "none", "cifar10", "0"],
+    ]
+    assert rows[1][4:] == [
+        *("91.23", "0.310", "3", "1,234,567", "40,600,000", "a processor", "1,234"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[]", "line 2 is no JSON object"),
+        (json.dumps({k: v for k, v in RECORD.items() if k != "seed"}), "line 2 lacks seed"),
+        (json.dumps(RECORD | {"accuracy": 91.2}), "accuracy is a fraction"),
+    ],
+)
+def test_a_record_that_is_not_whole_is_refused(tmp_path, line, words):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(RECORD) + "\n" + line + "\n", "utf-8")
+    with pytest.raises(ValueError, match=words):
+        records.read(path)
+
+
+def test_every_record_in_the_book_is_whole():
+    for path in records.RESULTS.glob("*.jsonl"):
+        assert records.read(path), f"{path.name} is empty"
