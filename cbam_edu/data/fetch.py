@@ -25,7 +25,7 @@ class TooSlow(SourceError):
 
 
 class Cut(SourceError):
-    """The source stopped early; what came so far is kept."""
+    """The connection ended early; the source may well go on if it is asked again."""
 
 
 class Meter:
@@ -122,7 +122,7 @@ def fetch(
     TooSlow, Cut
         The source was left on the way; `part` keeps what came.
     SourceError
-        The source does not have the file.
+        The source does not have the file, or sends nothing.
     StorageError
         `part` cannot be written.
     """
@@ -188,7 +188,8 @@ def _chunks(response: HTTPResponse, timeout: float) -> Iterator[bytes]:
         while chunk := response.read1(_CHUNK):
             yield chunk
     except (OSError, HTTPException) as error:
-        raise Cut(_network_fault(error, timeout)) from None
+        kind = SourceError if isinstance(error, TimeoutError) else Cut
+        raise kind(_network_fault(error, timeout)) from None
 
 
 def _network_fault(error: Exception, timeout: float) -> str:

@@ -95,9 +95,9 @@ def download(
         return folder
     make_folder(folder)
     with _alone(folder):
-        if is_complete(folder, edition) or _unpack_any(folder, edition):
-            return folder  # by another process, meanwhile, or from an archive that is here
         left: dict[str, str] = {}
+        if is_complete(folder, edition) or _unpack_any(folder, edition, left):
+            return folder  # by another process, meanwhile, or from an archive that is here
         for lowest in (slowest, 0.0):
             for url in [url for url in archives if url not in left]:
                 name = archives[url]
@@ -180,13 +180,16 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unpack_any(folder: Path, edition: Edition) -> bool:
-    """Unpack an archive that lies in the folder, if one does and is right."""
+def _unpack_any(folder: Path, edition: Edition, left: dict[str, str]) -> bool:
+    """Unpack an archive that lies in the folder, if one does; note in `left` one that is wrong."""
     for name, archive in edition.archives.items():
         path = folder / name
-        if _size(path) == archive.size and _digest(path) == archive.sha256:
+        if not path.exists():
+            continue
+        if _digest(path) == archive.sha256:
             _unpack(path, archive, folder, edition)
             return True
+        left[str(path)] = f"has {_size(path):,} bytes and another SHA-256 than is right"
     return False
 
 
