@@ -1,0 +1,268 @@
+"""Squeeze-and-Excitation and ECA against two independent libraries, and the choice by name."""
+
+import copy
+import math
+
+import pytest
+import timm.layers
+import torch
+import torchvision.ops
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from cbam_edu.attention import CBAM
+from cbam_edu.neighbours import (
+    ATTENTIONS,
+    ECA,
+    SqueezeExcitation,
+    attention_layer,
+    check_name,
+)
+
+
+def inputs(channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same input twice, and a gradient to send back."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, channels, 4, 5)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    upstream = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return x.requires_grad_(), x.detach().clone().requires_grad_(), upstream
+
+
+def assert_equal_to(ours: nn.Module, reference: nn.Module, names: dict[str, str]) -> None:
+    """Carry the weights of `reference` over to `ours`; outputs and gradients must be equal."""
+    ours, reference = ours.double(), reference.double()
+    theirs = dict(reference.named_parameters())
+    own = dict(ours.named_parameters())
+    assert set(names) == set(own)
+    assert set(names.values()) == set(theirs)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.values():
+            parameter.normal_(0.3, generator=generator)
+        for name, parameter in own.items():
+            parameter.copy_(theirs[names[name]].reshape(parameter.shape))
+    x, x_too, upstream = inputs(ours.channel.channels)
+    result, expected = ours(x), reference(x_too)
+    assert (result - x).abs().max() > 0.1
+    assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    result.backward(upstream)
+    expected.backward(upstream)
+    assert_close(x.grad, x_too.grad, rtol=1e-10, atol=1e-12)
+    for name, parameter in own.items():
+        gradient = theirs[names[name]].grad.reshape(parameter.shape)
+        assert gradient.abs().max() > 1e-6
+        assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-10)
+
+
+SE_WEIGHTS = {"channel.mixer.0.weight": "fc1.weight", "channel.mixer.2.weight": "fc2.weight"}
+SE_BIASES = {"channel.mixer.0.bias": "fc1.bias", "channel.mixer.2.bias": "fc2.bias"}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("channels", "reduction"), [(32, 16), (24, 4), (6, 16)])
+def test_squeeze_excitation_equals_timm(channels, reduction, bias):
+    reference = timm.layers.SEModule(channels, rd_channels=max(1, channels // reduction), bias=bias)
+    names = SE_WEIGHTS | SE_BIASES if bias else SE_WEIGHTS
+    assert_equal_to(SqueezeExcitation(channels, reduction, bias=bias), reference, names)
+
+
+@pytest.mark.parametrize(("channels", "reduction"), [(32, 16), (24, 4), (6, 16)])
+def test_squeeze_excitation_equals_torchvision(channels, reduction):
+    reference = torchvision.ops.SqueezeExcitation(channels, max(1, channels // reduction))
+    assert_equal_to(SqueezeExcitation(channels, reduction), reference, SE_WEIGHTS | SE_BIASES)
+
+
+@pytest.mark.parametrize("channels", [8, 32, 64, 128, 200, 1024])
+def test_eca_equals_timm(channels):
+    reference = timm.layers.EcaModule(channels)
+    assert_equal_to(ECA(channels), reference, {"channel.mixer.1.weight": "conv.weight"})
+
+
+def eca_kernel(channels: int) -> int:
+    """Return k as the authors write it (Wang et al., arXiv:1910.03151, figure 3)."""
+    t = int(abs((math.log(channels, 2) + 1) / 2))
+    return t if t % 2 else t + 1
+
+
+CHANNELS = sorted({*range(1, 300), *(2**i + j for i in range(8, 15) for j in (-1, 0, 1))})
+
+
+def test_ecas_kernel_follows_the_authors_rule():
+    sizes = {c: ECA(c).channel.mixer[1].kernel_size[0] for c in CHANNELS}
+    assert sizes == {c: eca_kernel(c) for c in CHANNELS}
+    # From 8 channels on; below, timm takes 3 where the rule says 1.
+    timms = {c: timm.layers.EcaModule(c).conv.kernel_size[0] for c in CHANNELS if c >= 8}
+    assert {c: sizes[c] for c in timms} == timms
+    assert {sizes[c] for c in (1, 2, 7)} == {1}
+    assert [sizes[c] for c in (8, 64, 127, 128, 256, 1024)] == [3, 3, 3, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("layer", "count"),
+    [
+        (SqueezeExcitation(64), 2 * 64 * 4 + 4 + 64),
+        (SqueezeExcitation(64, 8, bias=False), 2 * 64 * 8),
+        (SqueezeExcitation(3), 2 * 3 + 1 + 3),
+        (ECA(64), 3),
+        (ECA(256), 5),
+    ],
+)
+def test_number_of_parameters(layer, count):
+    assert sum(p.numel() for p in layer.parameters()) == count
+
+
+# ---- Each sees the mean alone, and gates
+
+
+def sees_the_mean_alone_and_gates(layer: nn.Module) -> None:
+    """F' / F is one number a channel, in (0, 1), that the channels' means decide."""
+    x = torch.rand(2, 8, 3, 4, dtype=torch.float64) + 0.5
+    ratio = layer(x) / x
+    assert ((ratio > 0) & (ratio < 1)).all()
+    assert_close(ratio, ratio[:, :, :1, :1].expand_as(ratio))
+    assert (ratio[0] - ratio[1]).abs().max() > 1e-3
+    same_means = x.clone()
+    same_means[:, :, 0, 0] += 2
+    same_means[:, :, 1, 1] -= 2
+    assert_close(layer(same_means) / same_means, ratio)
+
+
+class Ungated(SqueezeExcitation):
+    def forward(self, x):
+        return x
+
+
+class Additive(ECA):
+    def forward(self, x):
+        return x + self.channel(x)
+
+
+class Constant(ECA):
+    def forward(self, x):
+        return x * 0.5
+
+
+class Logits(SqueezeExcitation):
+    def forward(self, x):
+        return x * self.channel.logits(x)
+
+
+def with_normal_weights(layer: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer.double()
+
+
+@pytest.mark.parametrize("layer", [SqueezeExcitation(8, 2), ECA(8)], ids=["se", "eca"])
+def test_a_channel_gate_of_the_mean(layer):
+    sees_the_mean_alone_and_gates(with_normal_weights(layer))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Ungated(8),
+        Additive(8),
+        Constant(8),
+        Logits(8, 2),
+        CBAM(8, 2),
+        CBAM(8, 2, order="channel-only"),  # sees the largest as well
+        CBAM(8, order="spatial-only"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_check_fails_on_another_layer(layer):
+    with pytest.raises(AssertionError):
+        sees_the_mean_alone_and_gates(with_normal_weights(layer))
+
+
+# ---- By name
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 4, 5), (1, 8, 1, 1), (0, 8, 4, 4), (2, 8, 1, 6)], ids=str)
+def test_every_name_keeps_shape_and_dtype(name, dtype, shape):
+    layer, x = attention_layer(name, 8).to(dtype), torch.randn(shape, dtype=dtype)
+    result = layer(x)
+    assert (result.shape, result.dtype) == (x.shape, x.dtype)
+    assert result.isfinite().all()
+
+
+CHANNEL_ONLY = CBAM(8, 2, order="channel-only", gate="softmax")
+SPATIAL_ONLY = CBAM(8, kernel_size=3, order="spatial-only", norm=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "twin"),
+    [
+        ("se", {"reduction": 2}, SqueezeExcitation(8, 2)),
+        ("eca", {}, ECA(8)),
+        ("channel", {"reduction": 2, "gate": "softmax"}, CHANNEL_ONLY),
+        ("spatial", {"kernel_size": 3, "norm": False}, SPATIAL_ONLY),
+        ("cbam", {"reduction": 2, "order": "parallel"}, CBAM(8, 2, order="parallel")),
+    ],
+    ids=["se", "eca", "channel", "spatial", "cbam"],
+)
+def test_a_name_stands_for(name, options, twin):
+    layer, other = attention_layer(name, 8, **options), twin
+    assert type(layer) is type(other)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 8, 4, 5)
+    assert_close(layer(x), other(x), rtol=0, atol=0)
+    assert_close(copy.deepcopy(layer)(x), other(x), rtol=0, atol=0)
+
+
+def test_no_attention_is_the_identity():
+    x = torch.randn(2, 8, 4, 5)
+    assert attention_layer(None, 8)(x) is x
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cbma", r"unknown attention 'cbma'; did you mean cbam\?"),
+        ("SE", r"unknown attention 'SE'; known: se, eca, channel, spatial, cbam"),
+        ("spacial", r"unknown attention 'spacial'; did you mean spatial\?"),
+        ("", "unknown attention ''; known: se, eca"),
+        (3, "unknown attention 3; known: se, eca"),
+        (["cbam"], r"unknown attention \['cbam'\]"),
+    ],
+)
+def test_unknown_name(name, message):
+    with pytest.raises(ValueError, match=message):
+        attention_layer(name, 8)
+
+
+def test_names_that_are_near_are_all_suggested():
+    with pytest.raises(ValueError, match=r"unknown model 'resnet2'; did you mean .* or .*\?"):
+        check_name("model", "resnet2", ["resnet20", "resnet32", "cbamnet_tiny"])
+    check_name("model", "resnet20", ["resnet20"])
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("channels", [0, -1, 2.5, True, "8"])
+def test_bad_channels(name, channels):
+    with pytest.raises(ValueError, match="channels must be a positive integer, got"):
+        attention_layer(name, channels)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_bad_input(name):
+    layer = attention_layer(name, 8)
+    for shape in ((8, 4, 4), (2, 7, 4, 4), (2, 8, 0, 4), (2, 8, 4, 4, 4)):
+        with pytest.raises(ValueError, match=r"of shape \(N, 8, H, W\), got"):
+            layer(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"floating-point input, got torch.int64"):
+        layer(torch.zeros(2, 8, 4, 4, dtype=torch.int64))
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match="reduction must be a positive integer, got 0"):
+        attention_layer("se", 8, reduction=0)
+    with pytest.raises(ValueError, match="kernel_size must be a positive odd integer, got 4"):
+        attention_layer("spatial", 8, kernel_size=4)
+    with pytest.raises(TypeError, match="reduction"):
+        attention_layer("eca", 8, reduction=4)
