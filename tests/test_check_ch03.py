@@ -1,0 +1,287 @@
+"""The judges of chapter 03 accept what is right, and name the usual mistakes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from notebook_cells import NOTEBOOKS, Exercise, exercises
+from torch import Tensor, nn
+
+from cbam_edu.attention import ChannelAttention
+from cbam_edu.check import ch03
+
+EXERCISES = exercises(NOTEBOOKS / "03_channel_attention.ipynb")
+COUNTS = [580, 512, 25, 3]
+
+
+def refuses(judge: Callable[..., bool], answer: Any, reason: str, capsys: Any) -> None:
+    assert judge(answer) is False
+    said = capsys.readouterr().out
+    assert said.startswith("✗ Not yet. ")
+    assert reason in said
+
+
+def test_there_are_five_exercises() -> None:
+    assert len(EXERCISES) == 5
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.title)
+def test_solution_is_right_and_stub_is_unanswered(exercise: Exercise, capsys: Any) -> None:
+    assert exercise.run(exercise.solution)
+    assert capsys.readouterr().out == "✓ Right.\n"
+    assert not exercise.run(exercise.stub)
+    assert capsys.readouterr().out.startswith("○ Not answered yet")
+
+
+def merged(
+    merge: Callable[[Tensor, Tensor], Tensor], relu: Callable[[Tensor], Tensor] = torch.relu
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return a channel map whose two votes, (N, C) each, become one map by `merge`."""
+
+    def channel_map(x: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
+        votes = [relu(d @ w0.T) @ w1.T for d in (x.mean((2, 3)), x.amax((2, 3)))]
+        return merge(*votes)[:, :, None, None]
+
+    return channel_map
+
+
+def correct(a: Tensor, m: Tensor) -> Tensor:
+    return (a + m).sigmoid()
+
+
+def of_the_sum(x: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
+    d = x.mean((2, 3)) + x.amax((2, 3))
+    return ((d @ w0.T).relu() @ w1.T).sigmoid()[:, :, None, None]
+
+
+def sum_pooled(x: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
+    votes = [(d @ w0.T).relu() @ w1.T for d in (x.sum((2, 3)), x.amax((2, 3)))]
+    return (votes[0] + votes[1]).sigmoid()[:, :, None, None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (merged(correct, relu=lambda h: h), "The ReLU between the two layers is missing"),
+        (merged(lambda a, m: correct(a.relu(), m.relu())), "a ReLU after the second layer"),
+        (merged(lambda a, m: a.sigmoid() + m.sigmoid()), "reach from 0 to 2"),
+        (merged(lambda a, m: (a.sigmoid() + m.sigmoid()) / 2), "You averaged two maps"),
+        (merged(lambda a, m: ((a + m) / 2).sigmoid()), "You averaged the two logits"),
+        (of_the_sum, "before the MLP"),
+        (sum_pooled, "instead of averaging"),
+        (merged(lambda a, m: a.sigmoid()), "average descriptor alone"),
+        (merged(lambda a, m: m.sigmoid()), "maximum descriptor alone"),
+        (merged(lambda a, m: correct(a, a)), "The average votes twice"),
+        (merged(lambda a, m: correct(m, m)), "The maximum votes twice"),
+        (merged(lambda a, m: correct(a, m).sigmoid()), "second sigmoid"),
+        (merged(lambda a, m: a + m), "These are the logits"),
+        (merged(lambda a, m: (a + m).softmax(1)), "You took a softmax"),
+        (merged(lambda a, m: 2 * correct(a, m)), "The map runs from"),
+        (merged(lambda a, m: correct(a, m) / 2), "The map["),
+        (lambda x, w0, w1: merged(correct)(x, w0, w1)[:, :, 0, 0], "[:, :, None, None]"),
+        (lambda x, w0, w1: x.mean(1, keepdim=True).sigmoid(), "you pooled over the channels"),
+        (lambda x, w0, w1: x * merged(correct)(x, w0, w1), "that of the features"),
+        (lambda x, w0, w1: torch.zeros(2, 3), "it should have (2, 6, 1, 1)"),
+        (lambda x, w0, w1: [0.5], "must be a tensor"),
+        (lambda x, w0, w1: x @ w1, "RuntimeError"),
+    ],
+)
+def test_channel_map_names_the_mistake(
+    answer: Callable[[Tensor, Tensor, Tensor], Tensor], reason: str, capsys: Any
+) -> None:
+    refuses(ch03.channel_map, answer, reason, capsys)
+
+
+class Gate(nn.Module):
+    """A right gate, with parts that the wrong ones below replace."""
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        self.mlp = self.build(channels, max(1, channels // reduction))
+
+    def build(self, channels: int, hidden: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def merge(self, a: Tensor, m: Tensor) -> Tensor:
+        return correct(a, m)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, m = self.mlp(x.mean((2, 3))), self.mlp(x.amax((2, 3)))
+        return self.merge(a, m)[:, :, None, None]
+
+
+class Convolutional(Gate):
+    def build(self, channels: int, hidden: int) -> nn.Module:
+        layers = [nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1)]
+        return nn.Sequential(nn.Unflatten(1, (channels, 1, 1)), *layers, nn.Flatten())
+
+
+class TwoMlps(Gate):
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__(channels, reduction)
+        self.other = self.build(channels, max(1, channels // reduction))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, m = self.mlp(x.mean((2, 3))), self.other(x.amax((2, 3)))
+        return correct(a, m)[:, :, None, None]
+
+
+class NoRelu(Gate):
+    def build(self, channels: int, hidden: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(channels, hidden), nn.Linear(hidden, channels))
+
+
+class NoBias(Gate):
+    def build(self, channels: int, hidden: int) -> nn.Module:
+        first, last = nn.Linear(channels, hidden, False), nn.Linear(hidden, channels, False)
+        return nn.Sequential(first, nn.ReLU(), last)
+
+
+class OneLayer(Gate):
+    def build(self, channels: int, hidden: int) -> nn.Module:
+        return nn.Linear(channels, channels)
+
+
+class FixedReduction(Gate):
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__(channels, 16)
+
+
+class DeadWhenNarrow(Gate):
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__(channels, reduction)
+        self.mlp = self.build(channels, channels // reduction)
+
+
+class NoWeights(nn.Module):
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True).sigmoid()
+
+
+class AverageTwice(Gate):
+    def merge(self, a: Tensor, m: Tensor) -> Tensor:
+        return correct(a, a)
+
+
+class SigmoidTwice(Gate):
+    def merge(self, a: Tensor, m: Tensor) -> Tensor:
+        return correct(a, m).sigmoid()
+
+
+class SigmoidFirst(Gate):
+    def merge(self, a: Tensor, m: Tensor) -> Tensor:
+        return a.sigmoid() + m.sigmoid()
+
+
+class Product(Gate):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * super().forward(x)
+
+
+JUDGES = pytest.mark.parametrize("judge", [ch03.shared_mlp, ch03.mended_gate])
+
+
+@JUDGES
+@pytest.mark.parametrize("answer", [Gate, Convolutional, ChannelAttention])
+def test_every_form_of_a_right_gate_is_accepted(judge: Any, answer: Any) -> None:
+    assert judge(answer) is True
+
+
+@JUDGES
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (TwoMlps, "The gate has two MLPs"),
+        (NoRelu, "The ReLU between the two layers is missing"),
+        (NoBias, "one bias each"),
+        (OneLayer, "The layers have [32] outputs"),
+        (FixedReduction, "With 32 channels the hidden layer has 2 units; it should have 8"),
+        (DeadWhenNarrow, "With 8 channels the hidden layer has 0 units; it should have 1"),
+        (NoWeights, "no weights that PyTorch knows of"),
+        (AverageTwice, "The average votes twice"),
+        (SigmoidTwice, "second sigmoid"),
+        (SigmoidFirst, "reach from 0 to 2"),
+        (Product, "that of the features"),
+    ],
+)
+def test_gate_names_the_mistake(judge: Any, answer: Any, reason: str, capsys: Any) -> None:
+    refuses(judge, answer, reason, capsys)
+
+
+def test_the_faulty_gate_of_exercise_4_has_its_three_faults(capsys: Any) -> None:
+    """Each fault, mended alone, leaves the judge something to say; all three leave nothing."""
+    source = next(e.solution for e in EXERCISES if "three faults" in e.title)
+    mends = {
+        "hidden = max(1, channels // reduction)": "hidden = max(1, channels // 16)",
+        "y_avg + y_max": "y_avg + y_avg",
+        "return y[": "return torch.sigmoid(y)[",
+    }
+    exercise = next(e for e in EXERCISES if "three faults" in e.title)
+    for right, wrong in mends.items():
+        assert source.count(right) == 1
+        assert not exercise.run(source.replace(right, wrong))
+        assert capsys.readouterr().out.startswith("✗")
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "reason"),
+    [
+        (0, 512, "the biases are missing"),
+        (0, 1160, "two MLPs"),
+        (1, 580, "That is with biases"),
+        (1, 1024, "two MLPs"),
+        (2, 8, "dead"),
+        (2, 16, "the biases are missing"),
+        (3, 5, "brings it to 3"),
+        (3, 64, "the kernel's length"),
+        (3, 7, "Number 4 is not 7."),
+        (0, 580.5, "Write a whole number"),
+        (0, "580", "Write a whole number"),
+    ],
+)
+def test_counts_name_the_mistake(place: int, count: Any, reason: str, capsys: Any) -> None:
+    answer = [*COUNTS[:place], count, *COUNTS[place + 1 :]]
+    refuses(ch03.parameter_counts, answer, reason, capsys)
+
+
+def test_counts_are_those_of_pytorch(capsys: Any) -> None:
+    assert ch03.parameter_counts(COUNTS) is True
+    assert capsys.readouterr().out == "✓ Right.\n"
+    refuses(ch03.parameter_counts, COUNTS[:3], "a list of four", capsys)
+    assert ch03.parameter_counts([580, ..., 25, 3]) is False
+    assert "Not answered yet" in capsys.readouterr().out
+
+
+def spreads(m: Tensor) -> tuple[Any, Any]:
+    m = m.flatten(1)
+    return m.std(0, correction=0).mean(), m.mean(0).std(correction=0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda m: spreads(m)[::-1], "between_images is wrong for a random map. The two numbers"),
+        (lambda m: (m.std((1, 2, 3), correction=0).mean(), 0), "images are axis 0"),
+        (lambda m: (m.std(correction=0), 0), "over everything at once"),
+        (lambda m: (m.flatten(1).mean(1).std(correction=0), 0), "average last"),
+        (lambda m: (m.flatten(1).std(0).mean(), 0), "Pass correction=0"),
+        (lambda m: (spreads(m)[0], m.flatten(1).std(1, correction=0).mean()), "images first"),
+        (lambda m: (spreads(m)[0], m.std(correction=0)), "between images count too"),
+        (lambda m: (spreads(m)[0], m.flatten(1).mean(0).std()), "Pass correction=0"),
+        (lambda m: (spreads(m)[0], 7.0), "between_channels is 7.0000"),
+        (lambda m: (m.flatten(1).std(0), 0), "between_images should be one number"),
+        (lambda m: spreads(m)[0], "should return two numbers"),
+    ],
+)
+def test_spreads_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
+    refuses(ch03.spreads, answer, reason, capsys)
+
+
+def test_spreads_takes_tensors_and_numbers() -> None:
+    assert ch03.spreads(spreads)
+    assert ch03.spreads(lambda m: [float(v) for v in spreads(m)])
