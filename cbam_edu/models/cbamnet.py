@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cbam_edu.attention import check_positive
-from cbam_edu.models.resnet import initialise
+from cbam_edu.models.resnet import check_dims, initialise
 from cbam_edu.neighbours import attention_layer
 
 
@@ -36,13 +35,13 @@ class CBAMNet(nn.Module):
         attention_options: dict[str, Any] | None = None,
     ):
         super().__init__()
+        check_dims(dims)
         options = dict(attention_options or {})
         if attention in ("se", "channel", "cbam"):
             options.setdefault("reduction", 8)
         self.stages = nn.ModuleList()
         channels = 3
         for dim in dims:
-            check_positive("dims", dim)
             self.stages.append(
                 nn.Sequential(
                     nn.Conv2d(channels, dim, 3, padding=1, bias=False),

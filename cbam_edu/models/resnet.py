@@ -15,8 +15,16 @@ from cbam_edu.attention import check_positive
 from cbam_edu.neighbours import attention_layer
 
 
+def check_dims(dims: Sequence[int]) -> None:
+    """Raise ValueError unless `dims` are the channels of one stage or more."""
+    if not dims:
+        raise ValueError("dims must name at least one stage's channels, got none")
+    for dim in dims:
+        check_positive("dims", dim)
+
+
 def initialise(model: nn.Module) -> None:
-    """Draw every 3-D-and-up weight as He et al. (2015) do: normal, scaled by the fan-out."""
+    """Draw every 2-D convolution's weights as He et al. (2015) do: normal, scaled by fan-out."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -93,6 +101,7 @@ class CIFARResNet(nn.Module):
     ):
         super().__init__()
         check_positive("blocks", blocks)
+        check_dims(dims)
         options = attention_options or {}
         self.conv = nn.Conv2d(3, dims[0], 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(dims[0])
@@ -156,6 +165,9 @@ class ResNet9(nn.Module):
         dims: Sequence[int] = (64, 128, 256, 512),
     ):
         super().__init__()
+        check_dims(dims)
+        if len(dims) != 4:
+            raise ValueError(f"dims must name the channels of four stages, got {dims!r}")
         options = attention_options or {}
         first, second, third, last = dims
         self.stages = nn.ModuleList(

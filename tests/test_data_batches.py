@@ -1,0 +1,187 @@
+"""Batches: the same images in the same order everywhere, each moved by its own chances."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cbam_edu.data import MEAN, STD, ImageSet, normalise
+from cbam_edu.data.batches import Augmentation, Batches, crop_and_flip, cut_out
+from cbam_edu.data.images import read_image
+from cbam_edu.storage import StorageError
+
+
+def toy(count=20, size=6, classes=2):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8))
+    names = tuple("abcdefghij"[:classes])
+    return ImageSet("toy", images, torch.arange(count) % classes, names)
+
+
+def test_normalise_follows_its_formula():
+    images = toy().images
+    wanted = (images.numpy() / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    np.testing.assert_allclose(normalise(images), wanted, atol=1e-6)
+    assert normalise(images, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_plain_batches_are_the_images_in_order():
+    data = toy()
+    xs, ys = zip(*Batches(data, 8), strict=True)
+    assert [len(x) for x in xs] == [8, 8, 4]
+    assert torch.equal(torch.cat(xs), normalise(data.images))
+    assert torch.equal(torch.cat(ys), data.labels)
+
+
+def test_an_incomplete_batch_can_be_left_out():
+    batches = Batches(toy(), 8, drop_last=True)
+    assert len(batches) == 2
+    assert [len(x) for x, _ in batches] == [8, 8]
+    assert len(Batches(toy(), 8)) == 3
+    assert len(Batches(toy(), 5, drop_last=True)) == 4
+
+
+def everything(batches):
+    xs, ys = zip(*batches, strict=True)
+    return torch.cat(xs), torch.cat(ys)
+
+
+def test_each_epoch_has_its_own_order_and_the_same_one_each_time():
+    data = toy()
+    batches = Batches(data, 8, shuffle=True, seed=3)
+    first, labels = everything(batches)
+    again, _ = everything(Batches(data, 8, shuffle=True, seed=3))
+    assert torch.equal(first, again)
+    batches.set_epoch(1)
+    second, _ = everything(batches)
+    other_seed, _ = everything(Batches(data, 8, shuffle=True, seed=4))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other_seed)
+
+    def rows(x):
+        return sorted(map(tuple, x.flatten(1).tolist()))
+
+    assert rows(first) == rows(second) == rows(normalise(data.images))
+    # Labels stay with their images.
+    index = {tuple(row): int(y) for row, y in zip(first.flatten(1).tolist(), labels, strict=True)}
+    plain, true = everything(Batches(data, 8))
+    assert [index[tuple(r)] for r in plain.flatten(1).tolist()] == true.tolist()
+
+
+def test_crop_and_flip_against_slices():
+    x = torch.randn(6, 3, 5, 7)
+    shift = torch.tensor([[0, 0], [4, 4], [2, 2], [1, 3], [3, 0], [2, 4]])
+    flip = torch.tensor([False, True, False, True, False, True])
+    moved = crop_and_flip(x, shift, flip, pad=2)
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    for i in range(6):
+        row, column = shift[i].tolist()
+        wanted = padded[i, :, row : row + 5, column : column + 7]
+        assert torch.equal(moved[i], wanted.flip(-1) if flip[i] else wanted)
+    assert torch.equal(moved[2], x[2])  # `pad` itself leaves the image in place
+
+
+def test_cut_out_sets_a_square_to_zero():
+    x = torch.ones(3, 2, 6, 6)
+    cut = cut_out(x, torch.tensor([[3, 3], [0, 0], [5, 2]]), side=2)
+    assert (cut == 0).sum(dim=(1, 2, 3)).tolist() == [8, 2, 8]
+    assert torch.equal(cut[0, 0, 2:4, 2:4], torch.zeros(2, 2))
+    assert cut[1, 0, 0, 0] == 0
+    assert (x == 1).all()  # the input is left alone
+
+
+def test_augmentation_is_drawn_per_image_and_per_epoch():
+    same = ImageSet("one", toy().images[:1].repeat(400, 1, 1, 1), torch.zeros(400).long(), ("a",))
+    batches = Batches(same, 100, augmentation=Augmentation(crop=1, flip=True), seed=0)
+    x, _ = everything(batches)
+    kinds, counts = torch.unique(x.flatten(1), dim=0, return_counts=True)
+    assert len(kinds) == 18  # nine places, mirrored or not
+    assert counts.min() >= 8  # 400 / 18 = 22 on average; Poisson gives 8 or fewer once in 2,000
+    batches.set_epoch(1)
+    assert not torch.equal(everything(batches)[0], x)
+
+
+def test_flips_and_crops_can_be_switched_off():
+    data = toy()
+    plain = normalise(data.images)
+    x, _ = everything(Batches(data, 20, augmentation=Augmentation(crop=0, flip=True)))
+    mirrored = (x == plain.flip(-1)).flatten(1).all(1)
+    assert ((x == plain).flatten(1).all(1) | mirrored).all()
+    assert 0 < mirrored.sum() < 20
+    x, _ = everything(Batches(data, 20, augmentation=Augmentation(crop=0, flip=False, cutout=2)))
+    assert ((x == 0).all(1).flatten(1).sum(1) > 0).all()
+
+
+def test_batches_have_the_memory_format_asked_for():
+    for channels_last in (False, True):
+        for augmentation in (None, Augmentation()):
+            (x, _), *_ = Batches(toy(), 8, augmentation=augmentation, channels_last=channels_last)
+            wanted = torch.channels_last if channels_last else torch.contiguous_format
+            assert x.is_contiguous(memory_format=wanted)
+
+
+def test_wrong_batch_sizes_are_told():
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
+        Batches(toy(), 0)
+    with pytest.raises(ValueError, match="at most 20, the number of images; got 21"):
+        Batches(toy(), 21, drop_last=True)
+
+
+def test_holdout_is_stratified_and_repeatable():
+    data = toy(count=40, classes=4)
+    rest, held = data.holdout(3)
+    assert torch.bincount(held.labels).tolist() == [3] * 4
+    assert torch.bincount(rest.labels).tolist() == [7] * 4
+    again = data.holdout(3)[1]
+    assert torch.equal(held.images, again.images)
+    assert not torch.equal(held.images, data.holdout(3, seed=1)[1].images)
+    both = torch.cat([rest.images, held.images]).flatten(1)
+    assert len(torch.unique(both, dim=0)) == 40
+    with pytest.raises(ValueError, match="per_class must be below 10"):
+        data.holdout(10)
+
+
+def test_a_subset_takes_its_masks_along():
+    data = toy()
+    masks = torch.arange(20)[:, None, None].expand(20, 6, 6) % 2 == 0
+    part = ImageSet(data.name, data.images, data.labels, data.classes, masks).subset(
+        torch.tensor([3, 4])
+    )
+    assert len(part) == 2
+    assert part.masks[:, 0, 0].tolist() == [False, True]
+    assert data.subset(torch.tensor([3])).masks is None
+
+
+def test_a_picture_is_read_as_a_small_square(tmp_path):
+    pixels = np.zeros((60, 100, 3), np.uint8)
+    pixels[:, 20:80] = (200, 100, 50)  # the middle square; its sides are black
+    for kind in ("png", "webp", "jpg"):
+        path = tmp_path / f"picture.{kind}"
+        Image.fromarray(pixels).save(path)
+        image = read_image(path)
+        assert image.shape == (3, 32, 32)
+        assert image.dtype == torch.uint8
+        middle = image[:, 8:24, 8:24].float().mean((1, 2))
+        torch.testing.assert_close(middle, torch.tensor([200.0, 100, 50]), atol=4, rtol=0)
+    exact = toy(size=32).images[0]
+    Image.fromarray(exact.permute(1, 2, 0).numpy()).save(tmp_path / "exact.png")
+    assert torch.equal(read_image(tmp_path / "exact.png"), exact)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png", size=8).shape == (3, 8, 8)
+
+
+def test_pictures_that_are_none_are_told(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    with pytest.raises(StorageError, match=r"cannot read .*picture.png: it does not exist"):
+        read_image(path)
+    path.write_text("no picture")
+    with pytest.raises(ValueError, match="not a picture that can be read"):
+        read_image(path)
+    Image.fromarray(toy(size=32).images[0].permute(1, 2, 0).numpy()).save(path)
+    path.write_bytes(path.read_bytes()[:-1500])
+    with pytest.raises(ValueError, match="damaged picture"):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.fromarray(toy(size=32).images[0].permute(1, 2, 0).numpy()).save(path)
+    with pytest.raises(ValueError, match="not a picture that can be read"):
+        read_image(path)
