@@ -2,10 +2,10 @@
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from time import monotonic
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -52,7 +52,7 @@ class Meter:
     ):
         self.label, self.total, self.have, self.show = label, total, have, show
         self.slowest, self.window = slowest, window
-        self.since, self.mark = time.monotonic(), have
+        self.since, self.mark = monotonic(), have
         self.bar = tqdm(
             total=total,
             initial=have,
@@ -77,12 +77,12 @@ class Meter:
         if self.show and self.bar.disable and self.have * 10 // self.total > tenth:
             percent, megabytes = 100 * self.have // self.total, self.total / 1e6
             print(f"{self.label}: {percent} % of {megabytes:.3g} MB", file=sys.stderr)
-        elapsed = time.monotonic() - self.since
+        elapsed = monotonic() - self.since
         if elapsed >= self.window and self.have < self.total:
             speed = (self.have - self.mark) / elapsed
             if speed < self.slowest:
                 raise TooSlow(f"slow: {speed / 1e3:.3g} kB/s")
-            self.since, self.mark = time.monotonic(), self.have
+            self.since, self.mark = monotonic(), self.have
 
 
 def fetch(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cbam_edu.data.cifar10 import CLASSES, CorruptFile, load_cifar10
 from cbam_edu.data.images import ImageSet
@@ -89,6 +89,8 @@ def load_mini(split: str = "train") -> ImageSet:
     try:
         with content, Image.open(content, formats=["PNG"]) as picture:
             pixels = np.asarray(picture)
+    except UnidentifiedImageError as error:
+        raise _corrupt(path, "it is no PNG") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken picture
         raise _corrupt(path, str(error)) from error
     if pixels.shape != (count // 10 * 32, 10 * 32, 3):

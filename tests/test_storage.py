@@ -1,0 +1,204 @@
+"""Files whole or not at all, whatever the disk does; and folders, and where the cache is."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cbam_edu import storage
+from cbam_edu.storage import StorageError, cache_dir, make_folder, replace_file
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A file with an old content, alone in its folder."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+    return path
+
+
+def test_a_file_is_made_and_replaced(tmp_path):
+    path = tmp_path / "model.bin"
+    replace_file(path, lambda file: file.write(b"first"))
+    assert content(tmp_path) == {"model.bin": b"first"}
+    replace_file(str(path), lambda file: file.write(b"second"))
+    assert content(tmp_path) == {"model.bin": b"second"}
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(old):
+    def write(file):
+        file.write(b"ne")
+        file.flush()
+        assert old.read_bytes() == b"old"
+        file.write(b"w")
+
+    replace_file(old, write)
+    assert old.read_bytes() == b"new"
+
+
+def test_the_bytes_reach_the_disk_before_the_name(old, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(handle):
+        kind = "folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file"
+        done.append((f"sync {kind}", old.read_bytes()))
+        fsync(handle)
+
+    def noted_replace(source, target):
+        done.append(("replace", Path(source).read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    replace_file(old, lambda file: file.write(b"new"))
+    assert done[:2] == [("sync file", b"old"), ("replace", b"new")]
+    if sys.platform == "linux":
+        assert done[2:] == [("sync folder", b"new")]
+
+
+def test_the_file_has_the_usual_permissions(old):
+    other = old.with_name("other")
+    other.write_bytes(b"")
+    replace_file(old, lambda file: file.write(b"new"))
+    assert old.stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), RuntimeError("no")])
+def test_what_write_raises_passes_and_the_old_file_stays(old, error):
+    def write(file):
+        file.write(b"half of the n")
+        raise error
+
+    with pytest.raises(type(error)):
+        replace_file(old, write)
+    assert content(old.parent) == {"model.bin": b"old"}
+
+
+def test_a_storage_error_of_another_file_passes_unchanged(old):
+    def write(file):
+        raise StorageError("cannot read another file")
+
+    with pytest.raises(StorageError, match=r"^cannot read another file$"):
+        replace_file(old, write)
+
+
+REASONS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "your disk quota is used up; free some space",
+    errno.EROFS: "it is on a read-only disk; choose another folder",
+    errno.EACCES: "permission is denied; choose another folder or change its permissions",
+    errno.EIO: f"{os.strerror(errno.EIO)}; choose another folder",
+}
+
+
+@pytest.mark.parametrize("where", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize(("number", "reason"), REASONS.items())
+def test_a_disk_that_fails_leaves_the_old_file_and_says_why(
+    old, monkeypatch, where, number, reason
+):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    if where == "open":
+        monkeypatch.setattr(storage, "open", fail, raising=False)
+    elif where != "write":
+        monkeypatch.setattr(os, where, fail)
+    with pytest.raises(StorageError) as caught:
+        replace_file(old, fail if where == "write" else lambda file: file.write(b"new"))
+    assert str(caught.value) == f"cannot write {old}: {reason}"
+    assert caught.value.errno == number
+    assert content(old.parent) == {"model.bin": b"old"}
+
+
+def test_a_real_limit_met_while_writing(old):
+    resource = pytest.importorskip("resource", reason="a limit on the size of files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"model\.bin: the file is larger than this disk"):
+            replace_file(old, lambda file: file.write(bytes(2000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert content(old.parent) == {"model.bin": b"old"}
+
+
+def test_a_folder_in_the_way_of_a_file(tmp_path):
+    (tmp_path / "model.bin").mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*model\.bin: (it is a folder|perm)"):
+        replace_file(tmp_path / "model.bin", lambda file: file.write(b"new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_a_file_without_a_folder(tmp_path):
+    with pytest.raises(StorageError, match=r"cannot write .*model\.bin: it does not exist; check"):
+        replace_file(tmp_path / "nowhere" / "model.bin", lambda file: file.write(b"new"))
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(old, monkeypatch):
+    opened = os.open
+
+    def no_folders(path, *rest, **options):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "folders cannot be opened", str(path))
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", no_folders)
+    replace_file(old, lambda file: file.write(b"new"))
+    assert content(old.parent) == {"model.bin": b"new"}
+
+
+def test_folders_are_made_with_those_above_and_may_be_there(tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert make_folder(folder) == folder
+    assert folder.is_dir()
+    assert make_folder(str(folder)) == folder
+
+
+def test_a_folder_that_cannot_be_made(old):
+    with pytest.raises(StorageError, match=r"cannot make the folder .*: a part of the path is a f"):
+        make_folder(old / "data")
+    with pytest.raises(StorageError, match=r"cannot make the folder .*: a file of that name is in"):
+        make_folder(old)
+    with pytest.raises(StorageError, match=r"cannot make the folder .*: the name is too long"):
+        make_folder(old.parent / ("x" * 300))
+
+
+def test_an_error_without_a_number_or_words_is_still_told():
+    message = r"^cannot read x: TimeoutError; choose another folder$"
+    with pytest.raises(StorageError, match=message), storage.explained("read", "x"):
+        raise TimeoutError
+
+
+# --- the cache ---
+
+
+def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("CBAM_EDU_DATA", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("CBAM_EDU_DATA", "~/data")
+    assert cache_dir() == tmp_path / "data"
+
+
+@pytest.mark.parametrize("value", ["", None])
+def test_the_cache_is_else_in_the_users_own(monkeypatch, tmp_path, value):
+    if value is None:
+        monkeypatch.delenv("CBAM_EDU_DATA", raising=False)
+    else:
+        monkeypatch.setenv("CBAM_EDU_DATA", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_dir().name == "cbam_edu"
+    if sys.platform == "linux":
+        assert cache_dir() == tmp_path / ".cache" / "cbam_edu"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+        assert cache_dir() == tmp_path / "elsewhere" / "cbam_edu"
+    assert not cache_dir().exists()
