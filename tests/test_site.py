@@ -8,6 +8,7 @@ import pytest
 from docutils import nodes
 
 import address
+import command_line
 import diagram
 import offline
 import records
@@ -83,6 +84,14 @@ def test_mathematics_needs_no_network():
     folder = offline.mathjax()
     assert (folder / offline.LOADER).stat().st_size > 500_000
     assert len(list((folder / offline.FONTS).glob("*.woff"))) > 10
+
+
+def test_the_help_of_every_command_is_on_the_site(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    texts = {parser.prog: command_line.help_of(parser) for parser in command_line.parsers()}
+    assert {"cbam-edu", "cbam-edu train", "cbam-edu predict"} <= set(texts)
+    assert "--resume" in texts["cbam-edu train"]
+    assert max(len(line) for text in texts.values() for line in text.splitlines()) <= 100
 
 
 # Recorded runs
