@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cbam_edu.data import cifar10, mini, sources
+from cbam_edu.data.batches import Augmentation, Batches
 from cbam_edu.data.cifar10 import CLASSES, CorruptFile
-from cbam_edu.data.images import MEAN, STD, ImageSet, normalise
+from cbam_edu.data.images import MEAN, STD, ImageSet, normalise, read_image
 from cbam_edu.data.mini import miniature
 from cbam_edu.data.shapes import shapes
 from cbam_edu.data.sources import DownloadError, download
@@ -18,6 +19,8 @@ __all__ = [
     "NAMES",
     "SPLITS",
     "STD",
+    "Augmentation",
+    "Batches",
     "CorruptFile",
     "DownloadError",
     "ImageSet",
@@ -25,6 +28,7 @@ __all__ = [
     "load",
     "miniature",
     "normalise",
+    "read_image",
     "shapes",
 ]
 

@@ -1,0 +1,457 @@
+"""Training: the loop against one written by hand, and checkpoints that lose nothing."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cbam_edu import create_model
+from cbam_edu.data import Augmentation, Batches, ImageSet
+from cbam_edu.storage import StorageError
+from cbam_edu.train import (
+    CheckpointError,
+    DivergenceError,
+    Recipe,
+    deterministic,
+    evaluate,
+    fit,
+    parameter_groups,
+)
+
+
+def toy(count=64, seed=0):
+    """Four classes told apart by which quarter of the image is bright."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 4
+    images = rng.integers(0, 120, (count, 3, 8, 8), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 130
+    return ImageSet("toy", torch.from_numpy(images), torch.from_numpy(labels), ("a", "b", "c", "d"))
+
+
+class Flat(nn.Module):
+    """One linear layer on the pixels: the quarters can be told apart, and it is fast."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(192, 4)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return create_model("cbamnet_tiny", 4, dims=(4, 8), attention="cbam", **options)
+
+
+PLAIN = Recipe(epochs=2, batch_size=16, lr=0.05, crop=0, flip=False, channels_last=False)
+
+
+def but(**changes):
+    return dataclasses.replace(PLAIN, **changes)
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_fit_is_the_loop_one_would_write_by_hand():
+    data, recipe = toy(), PLAIN
+    model, by_hand = Flat(), Flat()
+    history = fit(model, data, recipe, progress=False)
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [by_hand.linear.weight], "weight_decay": recipe.weight_decay},
+            {"params": [by_hand.linear.bias], "weight_decay": 0.0},
+        ],
+        lr=recipe.lr,
+        momentum=0.9,
+        nesterov=True,
+    )
+    batches = Batches(
+        data,
+        16,
+        shuffle=True,
+        drop_last=True,
+        seed=0,
+        augmentation=Augmentation(crop=0, flip=False),
+    )
+    losses = []
+    for step in range(8):
+        if step % 4 == 0:
+            batches.set_epoch(step // 4)
+            iterator = iter(batches)
+        x, y = next(iterator)
+        done = (step + 1) / 9  # one-cycle: up for a fifth, then down to zero
+        lr = 0.05 * (done / 0.2 if done < 0.2 else (1 - done) / 0.8)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss = F.cross_entropy(by_hand(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    torch.testing.assert_close(model.state_dict(), by_hand.state_dict())
+    assert history[0]["loss"] == pytest.approx(sum(losses[:4]) / 4, rel=1e-5)
+    assert history[1]["loss"] == pytest.approx(sum(losses[4:]) / 4, rel=1e-5)
+    assert [entry["epoch"] for entry in history] == [1, 2]
+
+
+def test_schedules():
+    line, cosine = but(warmup=0.25, lr=2.0), but(warmup=0.25, lr=2.0, schedule="cosine")
+    for recipe in (line, cosine):
+        assert recipe.learning_rate(0) == 0
+        assert recipe.learning_rate(0.125) == pytest.approx(1)
+        assert recipe.learning_rate(0.25) == pytest.approx(2)
+        assert recipe.learning_rate(0.625) == pytest.approx(1)
+        assert recipe.learning_rate(1) == pytest.approx(0)
+    assert line.learning_rate(0.4375) == pytest.approx(1.5)
+    assert cosine.learning_rate(0.4375) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert but(warmup=0.0, lr=2.0).learning_rate(0) == 2
+    assert but(warmup=1.0, lr=2.0).learning_rate(1) == 0
+
+
+def test_weight_decay_spares_norms_and_biases_and_knows_the_gates():
+    model = network()
+    recipe = but(weight_decay=1.0, channel_weight_decay=2.0, spatial_weight_decay=3.0)
+    decay = {
+        id(p): group["weight_decay"]
+        for group in parameter_groups(model, recipe)
+        for p in group["params"]
+    }
+    for name, p in model.named_parameters():
+        wanted = 1.0
+        if p.ndim < 2:
+            wanted = 0.0
+        elif ".channel." in name:
+            wanted = 2.0
+        elif ".spatial." in name:
+            wanted = 3.0
+        assert decay.pop(id(p)) == wanted, name
+    assert not decay
+    values = {g["weight_decay"] for g in parameter_groups(model, but(weight_decay=1.0))}
+    assert values == {0.0, 1.0}
+
+
+def test_evaluate_measures_accuracy_and_loss_and_leaves_the_mode():
+    data, model = toy(), network().train()
+    scores = evaluate(model, data, batch_size=10)
+    assert model.training
+    model.eval()
+    (x, y), *_ = Batches(data, 64)
+    with torch.no_grad():
+        logits = model(x)
+    assert scores.accuracy == (logits.argmax(1) == y).float().mean().item()
+    assert scores.loss == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+    evaluate(model, data)
+    assert not model.training
+    with pytest.raises(ValueError, match="toy has no images"):
+        evaluate(model, data.subset(torch.tensor([], dtype=torch.int64)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"optimizer": "adamw", "lr": 0.01, "schedule": "cosine"},
+        {"mixup": 0.2},
+        {"ema": 0.5},
+        {"label_smoothing": 0.1, "cutout": 2, "channels_last": True},
+    ],
+    ids=str,
+)
+def test_every_ingredient_learns(changes):
+    torch.manual_seed(0)
+    model = Flat()
+    history = fit(model, toy(), but(epochs=6, **changes), test=toy(40, seed=1), progress=False)
+    assert history[-1]["accuracy"] > 0.9  # a quarter by chance
+    assert (
+        history[-1]["accuracy"]
+        == evaluate(model, toy(40, seed=1), precision=but(**changes).precision).accuracy
+    )
+
+
+def test_mixup_is_the_mean_of_two_losses():
+    data = toy(16)
+    plain, mixed = Flat(), Flat()
+    one = but(epochs=1, batch_size=16)
+    fit(plain, data, one, progress=False)
+    entry = fit(mixed, data, dataclasses.replace(one, mixup=1.0), progress=False)[0]
+    by_hand = Flat()
+    batches = Batches(data, 16, shuffle=True, augmentation=Augmentation(0, False))
+    ((x, y),) = batches
+    chances = np.random.default_rng((0, 0, 1))
+    chances.integers(2**31)
+    mix = chances.beta(1.0, 1.0, 1)[0]
+    logits = by_hand(mix * x + (1 - mix) * x.flip(0))
+    wanted = mix * F.cross_entropy(logits, y) + (1 - mix) * F.cross_entropy(logits, y.flip(0))
+    assert entry["loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert not same(weights(plain), weights(mixed))
+
+
+def test_the_average_is_what_is_kept():
+    model = Flat()
+    start = weights(model)
+    one_step = but(epochs=1, batch_size=64)
+    fit(model, toy(), one_step, progress=False)
+    stepped = weights(model)
+    averaged = Flat()
+    fit(averaged, toy(), dataclasses.replace(one_step, ema=0.9), progress=False)
+    # The first update takes the weights as they are; a second moves a tenth of the way.
+    assert same(weights(averaged), stepped)
+    averaged = Flat()
+    fit(averaged, toy(), dataclasses.replace(one_step, batch_size=32, ema=0.9), progress=False)
+    model = Flat()
+    fit(model, toy(), dataclasses.replace(one_step, batch_size=32), progress=False)
+    assert not same(weights(averaged), weights(model))
+    assert not same(weights(averaged), start)
+
+
+def test_a_compiled_step_trains_alike():
+    plain, compiled = Flat(), Flat()
+    fit(plain, toy(), but(epochs=1), progress=False)
+    fit(compiled, toy(), but(epochs=1, compile=True), progress=False)
+    torch.testing.assert_close(plain.state_dict(), compiled.state_dict(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others():
+    recipe = but(crop=1, flip=True, deterministic=True)
+    runs = []
+    for seed in (0, 0, 1):
+        model = network()
+        fit(model, toy(), dataclasses.replace(recipe, seed=seed), progress=False)
+        runs.append(weights(model))
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_deterministic_mode_ends_with_the_run():
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+RICH = but(
+    epochs=3,
+    crop=1,
+    flip=True,
+    cutout=2,
+    mixup=0.2,
+    ema=0.9,
+    deterministic=True,
+    precision="bfloat16",
+    channels_last=True,
+)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
+    whole = network()
+    fit(whole, toy(), RICH, test=toy(seed=1), out=tmp_path / "whole", progress=False)
+
+    interrupted = network()
+    from cbam_edu.train import _Run
+
+    step, calls = _Run.step, iter(range(1000))
+
+    def stop_in_the_second_epoch(self, *args):
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(_Run, "step", stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, toy(), RICH, test=toy(seed=1), out=tmp_path / "cut", progress=False)
+    monkeypatch.undo()
+    resumed = network()
+    torch.manual_seed(99)  # nothing may hang on chances drawn outside
+    history = fit(
+        resumed,
+        toy(),
+        RICH,
+        test=toy(seed=1),
+        out=tmp_path / "cut",
+        resume=True,
+        progress=False,
+    )
+    assert same(weights(whole), weights(resumed))
+    assert not same(weights(whole), weights(interrupted))
+    assert len(history) == 3
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "cut")
+    ]
+    for log in logs:
+        for entry in log:
+            del entry["seconds"]
+    assert logs[0] == logs[1]
+
+
+def test_a_run_killed_in_an_epoch_is_resumed(tmp_path):
+    """A real process, ended by SIGKILL while it trains."""
+    code = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+import test_train as t
+step = t.fit.__globals__["_Run"].step
+calls = iter(range(1000))
+def die(self, *args):
+    if next(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args)
+if sys.argv[3] == "die":
+    t.fit.__globals__["_Run"].step = die
+t.fit(t.network(), t.toy(), t.RICH, out=sys.argv[1], resume=True, progress=False)
+"""
+    from pathlib import Path
+
+    here = str(Path(__file__).parent)
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), here, "die"], check=False)
+    assert killed.returncode == -9
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+    resumed, whole = network(), network()
+    fit(resumed, toy(), RICH, out=tmp_path, resume=True, progress=False)
+    fit(whole, toy(), RICH, progress=False)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_resuming_nothing_starts_afresh(tmp_path):
+    model = Flat()
+    history = fit(model, toy(), PLAIN, out=tmp_path / "new", resume=True, progress=False)
+    assert len(history) == 2
+    again = Flat()
+    finished = fit(again, toy(), PLAIN, out=tmp_path / "new", resume=True, progress=False)
+    assert finished == history  # nothing left to do
+    assert same(weights(again), weights(model))
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    fit(Flat(), toy(), PLAIN, out=tmp_path, progress=False)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(CheckpointError, match="holds a run already; resume it"):
+        fit(Flat(), toy(), PLAIN, out=tmp_path, progress=False)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    fit(network(), toy(), PLAIN, out=tmp_path, progress=False)
+    for model, recipe, message in (
+        (network(), but(lr=0.1), r"lr: 0\.05 there, 0\.1 asked for"),
+        (create_model("resnet20", 4), PLAIN, "name: 'cbamnet_tiny' there, 'resnet20' asked for"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            fit(model, toy(), recipe, out=tmp_path, resume=True, progress=False)
+    other = dataclasses.replace(toy(), name="other")
+    with pytest.raises(CheckpointError, match="data: 'toy' there, 'other' asked for"):
+        fit(network(), other, PLAIN, out=tmp_path, resume=True, progress=False)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    fit(Flat(), toy(), PLAIN, out=tmp_path, progress=False)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    with pytest.raises(CheckpointError, match="does not fit this network"):
+        fit(other, toy(), PLAIN, out=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("spoil", ["truncated", "text", "other format"])
+def test_a_damaged_checkpoint_is_told(tmp_path, spoil):
+    fit(Flat(), toy(), but(epochs=1), out=tmp_path, progress=False)
+    path = tmp_path / "checkpoint.pt"
+    if spoil == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif spoil == "text":
+        path.write_text("no checkpoint")
+    else:
+        torch.save({"format": 2}, path)
+    with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
+        fit(Flat(), toy(), but(epochs=1), out=tmp_path, resume=True, progress=False)
+
+
+def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    from cbam_edu.train import _Run, read_checkpoint
+
+    step = _Run.step
+
+    def spoiled(self, x, y, lr, mix):
+        return step(self, x * math.nan if len(self.history) else x, y, lr, mix)
+
+    monkeypatch.setattr(_Run, "step", spoiled)
+    with pytest.raises(DivergenceError, match=r"became nan in epoch 2.*A lower lr \(now 0.05\)"):
+        fit(Flat(), toy(), PLAIN, out=tmp_path, progress=False)
+    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    assert len(state["history"]) == 1
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+def test_a_disk_that_fills_up_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    from cbam_edu import train
+
+    save = train.torch.save
+
+    def full(state, file):
+        save(state, file)
+        if len(state["history"]) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.torch, "save", full)
+    with pytest.raises(StorageError, match=r"checkpoint.pt: the disk is full; free some space"):
+        fit(Flat(), toy(), but(epochs=3), out=tmp_path, progress=False)
+    assert len(train.read_checkpoint(tmp_path / "checkpoint.pt")["history"]) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot make the folder"):
+        fit(Flat(), toy(), PLAIN, out=tmp_path / "file" / "run", progress=False)
+
+
+def test_one_line_an_epoch(capsys):
+    fit(Flat(), toy(), PLAIN, test=toy(seed=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch   1/2  loss ")
+    assert "train" in lines[0]
+    assert "test" in lines[0]
+    fit(Flat(), toy(), PLAIN)
+    assert "test" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a positive integer"),
+        ({"batch_size": 1.5}, "batch_size must be a positive integer"),
+        ({"optimizer": "adam"}, "optimizer must be one of sgd, adamw"),
+        ({"schedule": "step"}, "schedule must be one of one-cycle, cosine"),
+        ({"precision": "half"}, "precision must be one of float32"),
+        ({"seed": -1}, "seed must be an integer from 0 up"),
+        ({"crop": 1.0}, "crop must be an integer from 0 up"),
+        ({"lr": -0.1}, "lr must be from 0 to inf"),
+        ({"lr": math.nan}, "lr must be from 0 to inf"),
+        ({"warmup": 1.1}, "warmup must be from 0 to 1"),
+        ({"ema": 2}, "ema must be from 0 to 1"),
+        ({"spatial_weight_decay": -1}, "spatial_weight_decay must be from 0"),
+    ],
+)
+def test_wrong_recipes_are_told(change, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**change)
