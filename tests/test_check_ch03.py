@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from notebook_cells import NOTEBOOKS, Exercise, exercises
 from torch import Tensor, nn
 
 from cbam_edu.attention import ChannelAttention
 from cbam_edu.check import ch03
+from notebook_cells import NOTEBOOKS, Exercise, exercises
 
 EXERCISES = exercises(NOTEBOOKS / "03_channel_attention.ipynb")
 COUNTS = [580, 512, 25, 3]
