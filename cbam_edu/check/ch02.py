@@ -21,30 +21,29 @@ def descriptors(answer: Callable[[Tensor], Tensor]) -> None:
         x = torch.randn(n, c, h, w) - 1  # a maximum may be negative
         value = answer(x.clone())
         mean, largest = x.mean((2, 3)), x.amax((2, 3))
-        known(
-            value,
-            {
-                "The maxima come first. The order asked for is means, then maxima.": torch.cat(
-                    [largest, mean], 1
-                ),
-                "Mean and maximum alternate. Put all means first, then all maxima.": torch.stack(
-                    [mean, largest], 2
-                ).flatten(1),
-                "You put them below each other, so that there are 2N rows. Join along "
-                "dimension 1.": torch.cat([mean, largest]),
-                "You stacked them along a new axis. torch.cat joins along one that is there.": (
-                    torch.stack([mean, largest], 1)
-                ),
-                "You pooled along the channels. A descriptor of a channel pools along the places, "
-                "dimensions 2 and 3.": torch.cat([x.mean(1), x.amax(1)], 1),
-                "These are sums; the mean divides by the number of places.": torch.cat(
-                    [x.sum((2, 3)), largest], 1
-                ),
-                "The maximum is taken of the absolute values.": torch.cat(
-                    [mean, x.abs().amax((2, 3))], 1
-                ),
-            },
-        )
+        mistakes = {
+            "The maxima come first. The order asked for is means, then maxima.": torch.cat(
+                [largest, mean], 1
+            ),
+            "Mean and maximum alternate. Put all means first, then all maxima.": torch.stack(
+                [mean, largest], 2
+            ).flatten(1),
+            "You put them below each other, so that there are 2N rows. Join along "
+            "dimension 1.": torch.cat([mean, largest]),
+            "You stacked them along a new axis. torch.cat joins along one that is there.": (
+                torch.stack([mean, largest], 1)
+            ),
+            "You pooled along the channels. A descriptor of a channel pools along the places, "
+            "dimensions 2 and 3.": torch.cat([x.mean(1), x.amax(1)], 1),
+            "These are sums; the mean divides by the number of places.": torch.cat(
+                [x.sum((2, 3)), largest], 1
+            ),
+            "The maximum is taken of the absolute values.": torch.cat(
+                [mean, x.abs().amax((2, 3))], 1
+            ),
+        }
+        if h * w > 1:  # on a single place, mean and maximum are one
+            known(value, mistakes)
         close(value, torch.cat([mean, largest], 1), "the descriptor")
 
 
