@@ -13,6 +13,7 @@ from torch import nn
 
 import cbam_edu
 from cbam_edu import data
+from cbam_edu.attention import check_positive
 from cbam_edu.complexity import count
 from cbam_edu.experiment import record
 from cbam_edu.models import (
@@ -24,7 +25,7 @@ from cbam_edu.models import (
     save_model,
 )
 from cbam_edu.neighbours import ATTENTIONS, check_name
-from cbam_edu.storage import StorageError, make_folder, replace_file
+from cbam_edu.storage import replace_file
 from cbam_edu.train import DivergenceError, Recipe, evaluate, fit
 
 # What the program ends with: 0 done, 1 failed on the way, 2 asked for something that can't be,
@@ -57,15 +58,10 @@ _HELP = {
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" takes CUDA, else MPS, else the CPU."""
+    """Return the device of that name; "auto" takes the accelerator, or the CPU."""
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        name = best.type if best else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -90,10 +86,11 @@ def train(args: argparse.Namespace) -> None:
     """Train a network and leave weights, checkpoint, log and record in a folder."""
     recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
     device = choose_device(args.device)
-    options = {} if args.attention is None else {"attention": args.attention}
-    if args.attention == "none":
-        options = {"attention": None}
-    check_name("model", args.model, list_models())
+    check_name("model", args.model, list_models())  # before any data is fetched
+    options = {}
+    if args.attention is not None:
+        check_name("attention", args.attention, ["none", *ATTENTIONS])
+        options["attention"] = None if args.attention == "none" else args.attention
     training = data.load(args.data, "train", folder=args.data_dir)
     if args.validate:
         training, test = training.holdout(len(training) // len(training.classes) // 10)
@@ -101,7 +98,8 @@ def train(args: argparse.Namespace) -> None:
         test = data.load(args.data, "test", folder=args.data_dir)
     torch.manual_seed(recipe.seed)
     model = create_model(args.model, len(training.classes), **options)
-    out = make_folder(args.out or Path("runs") / f"{args.model}-{args.attention or 'default'}")
+    arm = vars(model)["config"]["attention"] or "none"
+    out = args.out or Path("runs") / f"{args.model}_{arm}_{recipe.seed}"
     print(f"training {args.model} on {len(training):,} images of {training.name}, on {device}")
     history = fit(model, training, recipe, test=test, device=device, out=out, resume=args.resume)
     save_model(model, out / "model.safetensors", classes=training.classes, data=training.name)
@@ -130,8 +128,9 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Name what is in pictures."""
+    check_positive("top", args.top)
     model = _network(args)
-    classes = model.about.get("classes", data.CLASSES)
+    classes = vars(model)["about"].get("classes", data.CLASSES)
     images = torch.stack([data.read_image(path) for path in args.images])
     with torch.no_grad():
         chances = model(data.normalise(images)).softmax(1)
@@ -215,7 +214,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_data(command, "cifar10")
     add_device(command)
-    command.add_argument("--out", type=Path, help="folder of the run (default: runs/MODEL-...)")
+    command.add_argument(
+        "--out", type=Path, help="folder of the run (default: runs/MODEL_ARM_SEED)"
+    )
     command.add_argument(
         "--resume", action="store_true", help="go on from the folder's checkpoint, if there is one"
     )
@@ -253,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "; --resume goes on from the last whole epoch" if args.run is train else ""
         print(f"\ncbam-edu: stopped{hint}", file=sys.stderr)
         return INTERRUPTED
-    except (DivergenceError, StorageError) as error:
+    except (DivergenceError, OSError) as error:
         print(f"cbam-edu: {error}", file=sys.stderr)
         return FAILED
     except ValueError as error:

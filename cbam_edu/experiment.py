@@ -78,7 +78,7 @@ def record(
         `accuracy` is that of the last epoch, from 0 to 1; `seconds` is the time spent in training
         steps; `multiply_accumulates` is for one image.
     """
-    config: dict[str, Any] = model.config  # type: ignore[assignment]
+    config: dict[str, Any] = vars(model)["config"]
     cost = count(model)
     last = history[-1]
     return {

@@ -51,7 +51,9 @@ def attention_maps(model: nn.Module, x: Tensor) -> list[AttentionMap]:
             layer, _, _ = name.rpartition(".")
             kind = "channel" if isinstance(module, ChannelAttention) else "spatial"
 
-            def keep(_m: nn.Module, _x: object, out: Tensor, layer=layer, kind=kind) -> None:
+            def keep(
+                _m: nn.Module, _x: object, out: Tensor, layer: str = layer, kind: str = kind
+            ) -> None:
                 maps.setdefault(layer, {})[kind] = out.detach()
 
             hooks.append(module.register_forward_hook(keep))

@@ -147,14 +147,14 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     channel, spatial = inside(ChannelAttention), inside(SpatialAttention)
     groups: dict[float, list[nn.Parameter]] = {}
     for p in model.parameters():
-        decay: float | None = recipe.weight_decay
+        own = None
         if p.ndim < 2:  # biases, and BatchNorm's weights
-            decay = 0.0
-        elif id(p) in channel and recipe.channel_weight_decay is not None:
-            decay = recipe.channel_weight_decay
-        elif id(p) in spatial and recipe.spatial_weight_decay is not None:
-            decay = recipe.spatial_weight_decay
-        groups.setdefault(decay, []).append(p)
+            own = 0.0
+        elif id(p) in channel:
+            own = recipe.channel_weight_decay
+        elif id(p) in spatial:
+            own = recipe.spatial_weight_decay
+        groups.setdefault(recipe.weight_decay if own is None else own, []).append(p)
     return [{"params": params, "weight_decay": decay} for decay, params in groups.items()]
 
 
@@ -293,7 +293,9 @@ def fit(
     """
     recipe = recipe or Recipe()
     device = torch.device(device)
-    model.to(device, memory_format=torch.channels_last if recipe.channels_last else None)
+    model.to(device)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
     run = _Run(model, train, recipe, device)
     folder = None if out is None else make_folder(out)
     if folder:

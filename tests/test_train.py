@@ -223,6 +223,7 @@ def test_the_average_is_what_is_kept():
     assert not same(weights(averaged), start)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler's own
 def test_a_compiled_step_trains_alike():
     plain, compiled = Flat(), Flat()
     fit(plain, toy(), but(epochs=1), progress=False)

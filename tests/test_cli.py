@@ -1,0 +1,241 @@
+"""The command line, from the words typed to the exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import cbam_edu
+from cbam_edu import data, load_model, load_pretrained
+from cbam_edu.cli import choose_device, main
+from cbam_edu.train import Recipe, evaluate
+
+FAST = [
+    "--model",
+    "cbamnet_tiny",
+    "--data",
+    "cifar10-mini",
+    "--device",
+    "cpu",
+    "--batch-size",
+    "250",
+]
+
+
+def run(capsys, *words):
+    code = main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    words = ["--epochs", "1", "--lr", "0.05", "--seed", "3", "--study", "test", "--out", str(out)]
+    assert main(["train", *FAST, *words]) == 0
+    return out
+
+
+def test_train_leaves_weights_checkpoint_log_and_record(trained):
+    names = sorted(p.name for p in trained.iterdir())
+    assert names == ["checkpoint.pt", "log.jsonl", "model.safetensors", "record.jsonl"]
+    (entry,) = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    (record,) = [json.loads(line) for line in (trained / "record.jsonl").read_text().splitlines()]
+    model = load_model(trained / "model.safetensors")
+    scores = evaluate(model, data.load("cifar10-mini", "test"))
+    assert record["accuracy"] == entry["accuracy"] == scores.accuracy
+    assert (record["study"], record["model"], record["arm"], record["seed"]) == (
+        "test",
+        "cbamnet_tiny",
+        "cbam",
+        3,
+    )
+    assert (record["data"], record["train_images"], record["test_images"]) == (
+        "cifar10-mini",
+        1000,
+        500,
+    )
+    assert Recipe(**record["recipe"]) == Recipe(epochs=1, batch_size=250, lr=0.05, seed=3)
+    assert model.about == {
+        "config": {"name": "cbamnet_tiny", "num_classes": 10, "attention": "cbam"},
+        "classes": list(data.CLASSES),
+        "data": "cifar10-mini",
+    }
+
+
+def test_a_second_run_does_not_overwrite_the_first(trained, capsys):
+    before = (trained / "model.safetensors").read_bytes()
+    words = [*FAST, "--epochs", 1, "--lr", 0.05, "--seed", 3, "--out", trained]
+    code, _, err = run(capsys, "train", *words)
+    assert code == 2
+    assert "holds a run already; resume it (--resume), or choose another folder" in err
+    code, _, err = run(capsys, "train", *words, "--resume", "--attention", "none")
+    assert code == 2
+    assert "attention: 'cbam' there, None asked for" in err
+    code, out, _ = run(capsys, "train", *words, "--resume")
+    assert code == 0
+    assert "test images" in out
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_evaluate_measures_what_was_trained(trained, capsys):
+    words = ["--model", trained / "model.safetensors", "--data", "cifar10-mini"]
+    code, out, _ = run(capsys, "evaluate", *words, "--device", "cpu")
+    (record,) = [json.loads(line) for line in (trained / "record.jsonl").read_text().splitlines()]
+    assert code == 0
+    assert out.startswith(f"{record['accuracy']:.2%} of 500 test images of cifar10-mini, loss ")
+
+
+def test_validate_leaves_the_test_images_alone(tmp_path, capsys, monkeypatch):
+    asked = []
+    load = data.load
+    monkeypatch.setattr(
+        data, "load", lambda n, split, **k: asked.append(split) or load(n, split, **k)
+    )
+    code, out, _ = run(capsys, "train", *FAST, "--epochs", 1, "--validate", "--out", tmp_path)
+    assert code == 0
+    assert asked == ["train"]
+    assert "of 100 validation images" in out
+    assert json.loads((tmp_path / "record.jsonl").read_text())["train_images"] == 900
+
+
+def picture(path, index=0):
+    image = data.load("cifar10-mini", "test").images[index]
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+def test_predict_names_pictures_with_the_bundled_network(tmp_path, capsys):
+    paths = [picture(tmp_path / f"{i}.png", i) for i in range(3)]
+    code, out, err = run(capsys, "predict", *paths, "--top", 2)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    model, images = load_pretrained("resnet20_cbam"), data.load("cifar10-mini", "test").images[:3]
+    with torch.no_grad():
+        chances = model(data.normalise(images)).softmax(1)
+    for path, line, row in zip(paths, lines, chances, strict=True):
+        best, second = row.topk(2).indices.tolist()
+        named = [f"{data.CLASSES[i]} {row[i]:.1%}" for i in (best, second)]
+        assert line == f"{path}: {', '.join(named)}"
+
+
+def test_predict_takes_a_trained_file(trained, tmp_path, capsys):
+    words = ["predict", "--model", trained / "model.safetensors", picture(tmp_path / "a.png")]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert sum(name in out for name in data.CLASSES) == 3
+
+
+def test_models_lists_all(capsys):
+    code, out, _ = run(capsys, "models")
+    assert code == 0
+    for name in cbam_edu.list_models():
+        assert f"\n{name} " in out
+    assert "269,722" in out
+    assert "resnet20_cbam" in out
+
+
+def test_download_says_where(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "download", lambda folder: tmp_path)
+    code, out, _ = run(capsys, "download")
+    assert (code, out) == (0, f"CIFAR-10 is in {tmp_path}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["train", "--model", "resnet21"], 2, "unknown model 'resnet21'; did you mean resnet20"),
+        (["train", *FAST, "--attention", "cbma"], 2, "unknown attention 'cbma'; did you mean cbam"),
+        (["train", "--model", "resnet20", "--data", "cifar"], 2, "unknown data set 'cifar'"),
+        (["train", *FAST, "--device", "tpu9"], 2, "device 'tpu9' is not to be had here"),
+        (["train", *FAST, "--lr", "-1"], 2, "lr must be from 0"),
+        (["train", *FAST, "--batch-size", "4000"], 2, "batch_size must be at most 1000"),
+        (["train", *FAST, "--out", "{file}/run"], 1, "cannot make the folder"),
+        (["predict", "{file}"], 2, "not a picture that can be read"),
+        (["predict", "{none}"], 1, "it does not exist; check the path"),
+        (["predict", "--model", "resnet20_cbm", "{file}"], 2, "did you mean resnet20_cbam"),
+        (["predict", "--model", "{file}", "{file}"], 2, "is not a whole safetensors file"),
+        (["predict", "--model", "{none}.safetensors", "{file}"], 1, "it does not exist"),
+        (["predict", "--top", "0", "{file}"], 2, "top must be a positive integer"),
+        (["evaluate", "--data-dir", "{none}", "--data", "nope"], 2, "unknown data set"),
+    ],
+)
+def test_wrong_words_are_told_in_one_line(tmp_path, capsys, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("text")
+    words = [w.format(file=file, none=tmp_path / "none") for w in words]
+    got, _, err = run(capsys, *words)
+    assert got == code
+    assert message in err
+    assert err.startswith("cbam-edu: ")
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["trian"], ["train"], ["train", "--model", "resnet20", "--lr", "x"]]
+)
+def test_usage_errors_exit_with_two(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: cbam-edu" in capsys.readouterr().err
+
+
+def test_help_names_every_option_of_the_recipe(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for name in Recipe.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in out
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"cbam-edu {cbam_edu.__version__}\n"
+
+
+def test_diverging_fails_with_one_line(tmp_path, capsys):
+    words = ["--epochs", 2, "--lr", 1e30, "--warmup", 0, "--out", tmp_path]
+    code, _, err = run(capsys, "train", *FAST, *words)
+    assert code == 1
+    assert "the loss became " in err
+    assert err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+
+
+def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
+    words = [sys.executable, "-m", "cbam_edu", "train", *FAST, "--epochs", "2", "--out", tmp_path]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.strip() == "cbam-edu: stopped; --resume goes on from the last whole epoch"
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+    assert main([*map(str, words[3:]), "--resume"]) == 0
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' is not to be had here"):
+            choose_device("cuda")
+
+
+def test_no_argument_is_lost_when_it_runs_as_a_module(tmp_path):
+    words = [sys.executable, "-m", "cbam_edu", "predict", str(picture(tmp_path / "a.png"))]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / 'a.png'}: ")
