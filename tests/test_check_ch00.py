@@ -20,7 +20,7 @@ SHAPES = {
 
 
 def refuses(judge: Callable[..., bool], answer: Any, reason: str, capsys: Any) -> None:
-    assert judge(answer) is False
+    assert not judge(answer)
     said = capsys.readouterr().out
     assert said.startswith("✗ Not yet. ")
     assert reason in said

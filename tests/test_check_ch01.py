@@ -16,16 +16,16 @@ def verdict(judge, answer, capsys):
 
 def rejects(judge, answer, words, capsys):
     right, printed = verdict(judge, answer, capsys)
-    assert right is False
+    assert not right
     assert printed.startswith("✗ Not yet.")
     assert words in printed
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.judge_call)
 def test_the_stored_solution_passes_and_the_stub_waits(exercise, capsys):
-    assert exercise.run(exercise.solution) is True
+    assert exercise.run(exercise.solution)
     assert capsys.readouterr().out == "✓ Right.\n"
-    assert exercise.run(exercise.stub) is False
+    assert not exercise.run(exercise.stub)
     assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 

@@ -12,7 +12,7 @@ EXERCISES = exercises(NOTEBOOKS / "02_pooling.ipynb")
 
 
 def rejects(judge, answer, words, capsys):
-    assert judge(answer) is False
+    assert not judge(answer)
     printed = capsys.readouterr().out
     assert printed.startswith("✗ Not yet.")
     assert words in printed
@@ -20,9 +20,9 @@ def rejects(judge, answer, words, capsys):
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.judge_call)
 def test_the_stored_solution_passes_and_the_stub_waits(exercise, capsys):
-    assert exercise.run(exercise.solution) is True
+    assert exercise.run(exercise.solution)
     assert capsys.readouterr().out == "✓ Right.\n"
-    assert exercise.run(exercise.stub) is False
+    assert not exercise.run(exercise.stub)
     assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
@@ -68,7 +68,7 @@ def right_numbers():
 
 
 def test_spot_numbers_are_those_of_maps(capsys):
-    assert ch02.spot_on_a_map(right_numbers()) is True
+    assert ch02.spot_on_a_map(right_numbers())
     assert capsys.readouterr().out == "✓ Right.\n"
 
 
@@ -88,7 +88,7 @@ def test_spot_explains_a_wrong_number(name, value, words, capsys):
 
 def test_spot_wants_all_six_and_waits_for_the_last(capsys):
     numbers = right_numbers()
-    assert ch02.spot_on_a_map(numbers | {"l2_20": ...}) is False
+    assert not ch02.spot_on_a_map(numbers | {"l2_20": ...})
     assert capsys.readouterr().out.startswith("○ Not answered yet")
     del numbers["max_10"]
     rejects(ch02.spot_on_a_map, numbers, "Give a number for each of mean_10, max_10", capsys)
@@ -142,7 +142,7 @@ def test_noise_max_takes_a_plain_number_and_any_luck(capsys):
             maps = torch.randn(trials, side * side, generator=generator)
             return maps.amax(1).mean().item()
 
-        assert ch02.noise_max(answer) is True, capsys.readouterr().out
+        assert ch02.noise_max(answer), capsys.readouterr().out
 
 
 def places(x):

@@ -16,7 +16,7 @@ COUNTS = [580, 512, 25, 3]
 
 
 def refuses(judge: Callable[..., bool], answer: Any, reason: str, capsys: Any) -> None:
-    assert judge(answer) is False
+    assert not judge(answer)
     said = capsys.readouterr().out
     assert said.startswith("✗ Not yet. ")
     assert reason in said
@@ -188,7 +188,7 @@ JUDGES = pytest.mark.parametrize("judge", [ch03.shared_mlp, ch03.mended_gate])
 @JUDGES
 @pytest.mark.parametrize("answer", [Gate, Convolutional, ChannelAttention])
 def test_every_form_of_a_right_gate_is_accepted(judge: Any, answer: Any) -> None:
-    assert judge(answer) is True
+    assert judge(answer)
 
 
 @JUDGES
@@ -250,10 +250,10 @@ def test_counts_name_the_mistake(place: int, count: Any, reason: str, capsys: An
 
 
 def test_counts_are_those_of_pytorch(capsys: Any) -> None:
-    assert ch03.parameter_counts(COUNTS) is True
+    assert ch03.parameter_counts(COUNTS)
     assert capsys.readouterr().out == "✓ Right.\n"
     refuses(ch03.parameter_counts, COUNTS[:3], "a list of four", capsys)
-    assert ch03.parameter_counts([580, ..., 25, 3]) is False
+    assert not ch03.parameter_counts([580, ..., 25, 3])
     assert "Not answered yet" in capsys.readouterr().out
 
 

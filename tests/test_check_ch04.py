@@ -27,7 +27,7 @@ def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuses(judge: Callable[..., bool], answer: Any, reason: str, capsys: Any) -> None:
-    assert judge(answer) is False
+    assert not judge(answer)
     said = capsys.readouterr().out
     assert said.startswith("✗ Not yet. ")
     assert reason in said

@@ -33,12 +33,12 @@ VERDICTS = {
 
 
 def accepts(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
-    assert judge(answer) is True
+    assert judge(answer)
     assert capsys.readouterr().out == "✓ Right.\n"
 
 
 def refuses(judge: Callable[..., bool], answer: Any, reason: str, capsys: Any) -> None:
-    assert judge(answer) is False
+    assert not judge(answer)
     said = capsys.readouterr().out
     assert said.startswith("✗ Not yet. ")
     assert reason in said
@@ -145,7 +145,7 @@ def test_silent_factors_says_why(change: dict[str, Any], reason: str, capsys: An
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_silent_factors_waits_for_every_answer(name: str, capsys: Any) -> None:
-    assert ch05.silent_factors(FACTORS | {name: ...}) is False
+    assert not ch05.silent_factors(FACTORS | {name: ...})
     assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
@@ -235,7 +235,7 @@ def test_hears_shut_channel_takes_a_tensor_of_one_bool(capsys: Any) -> None:
         return (quiet != loud).any()
 
     accepts(ch05.hears_shut_channel, differs, capsys)
-    assert ch05.hears_shut_channel(lambda module, x: None) is False
+    assert not ch05.hears_shut_channel(lambda module, x: None)
     assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
@@ -276,5 +276,5 @@ def test_cost_names_the_mistake(answer: Callable[[str], Any], reason: str, capsy
 
 def test_cost_waits(capsys: Any) -> None:
     accepts(ch05.cost, counted, capsys)
-    assert ch05.cost(lambda order: ...) is False
+    assert not ch05.cost(lambda order: ...)
     assert capsys.readouterr().out.startswith("○ Not answered yet")

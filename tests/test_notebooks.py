@@ -133,13 +133,13 @@ def test_exercises_are_stored_unanswered(path):
 
 @each_exercise
 def test_stub_is_not_answered_yet(exercise, capsys):
-    assert exercise.run(exercise.stub) is False
+    assert not exercise.run(exercise.stub)
     assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
 @each_exercise
 def test_solution_is_right(exercise, capsys):
-    assert exercise.run(exercise.solution) is True
+    assert exercise.run(exercise.solution)
     assert capsys.readouterr().out.startswith("✓")
 
 

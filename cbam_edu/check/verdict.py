@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +13,28 @@ class Wrong(Exception):
     """What is wrong with an answer, in words that help the learner to mend it."""
 
 
-def judge(task: Callable[..., None]) -> Callable[..., bool]:
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer was right: true or false in a condition, silent at the end of a cell."""
+
+    right: bool
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def _ipython_display_(self) -> None:
+        """Show nothing in a notebook: the judge has spoken already."""
+
+
+def judge(task: Callable[..., None]) -> Callable[..., Verdict]:
     """Turn `task`, which raises `Wrong` for a wrong answer, into a judge.
 
-    The judge prints its verdict and returns True for a right answer, else False. It never raises,
-    so that a notebook with unsolved exercises still runs to its end.
+    The judge prints its verdict and returns it. It never raises, so that a notebook with unsolved
+    exercises still runs to its end.
     """
 
     @functools.wraps(task)
-    def judged(answer: Any, *args: Any, **kwargs: Any) -> bool:
+    def judged(answer: Any, *args: Any, **kwargs: Any) -> Verdict:
         try:
             if answer is None or answer is ...:
                 raise NotImplementedError
@@ -33,8 +47,8 @@ def judge(task: Callable[..., None]) -> Callable[..., bool]:
             print(f"✗ Not yet. Your code stopped with {type(error).__name__}: {error}")
         else:
             print("✓ Right.")
-            return True
-        return False
+            return Verdict(True)
+        return Verdict(False)
 
     return judged
 
