@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import sys
+import tarfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -442,6 +443,22 @@ def test_members_are_read_by_exact_name_and_only_if_right(site, tmp_path, member
         get(site, folder, "good", edition=toy_cifar10.edition(site.archives))
     written = {p.name for p in tmp_path.rglob("*") if p.is_file()}
     assert written <= {"data_batch_1.bin", "data_batch_2.bin", ".cifar10.lock", f"{BIN}.part"}
+
+
+def test_a_member_that_is_far_too_large_is_not_even_read(site, tmp_path, monkeypatch):
+    read = []
+    extract = tarfile.TarFile.extractfile
+
+    def noted(self, member):
+        read.append(member.size)
+        return extract(self, member)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", noted)
+    whole = {f"{BINARY}/{name}.bin": content for name, content in FILES.items()}
+    site.archives[BIN] = pack(whole | {f"{BINARY}/test_batch.bin": bytes(1_000_000)})
+    with pytest.raises(DownloadError, match=r"has no right .*/test_batch\.bin"):
+        get(site, tmp_path, "good", edition=toy_cifar10.edition(site.archives))
+    assert read == [len(FILES["data_batch_1"])] * 2
 
 
 @pytest.mark.parametrize("content", [b"no archive", GOOD[:-2000], b""])
