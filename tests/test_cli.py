@@ -150,7 +150,7 @@ def test_download_says_where(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["train", "--model", "resnet21"], 2, "unknown model 'resnet21'; did you mean resnet20"),
+        (["train", "--model", "resnet201"], 2, "unknown model 'resnet201'; did you mean resnet20"),
         (["train", *FAST, "--attention", "cbma"], 2, "unknown attention 'cbma'; did you mean cbam"),
         (["train", "--model", "resnet20", "--data", "cifar"], 2, "unknown data set 'cifar'"),
         (["train", *FAST, "--device", "tpu9"], 2, "device 'tpu9' is not to be had here"),
@@ -212,7 +212,14 @@ def test_diverging_fails_with_one_line(tmp_path, capsys):
 
 def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
     words = [sys.executable, "-m", "cbam_edu", "train", *FAST, "--epochs", "2", "--out", tmp_path]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test-suite that runs in the background may have been told to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 240
     while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
