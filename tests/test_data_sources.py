@@ -155,10 +155,6 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(0.05)
 
-    def slow_end(self, content, start):
-        self.server.now += 100
-        self.good(content, start)
-
     def slow_then_missing(self, content, start):
         times = [manner for manner, _ in self.server.requests].count("slow_then_missing")
         self.slow(content, start) if times == 1 else self.missing(content, start)
@@ -411,11 +407,13 @@ def test_a_source_that_is_fast_enough_is_kept(site, tmp_path):
     assert manners(site) == ["slow"]
 
 
-def test_what_is_whole_is_not_left_for_slowness(site, tmp_path, capsys):
-    (tmp_path / f"{BIN}.part").write_bytes(GOOD[:-1])  # the rest comes in one piece, slowly
-    get(site, tmp_path, "slow_end", progress=True, **FAST)
-    assert manners(site) == ["slow_end"]
-    assert "left" not in capsys.readouterr().err
+@pytest.mark.parametrize(("arrived", "slow"), [(9, True), (10, False)])
+def test_what_is_whole_is_not_left_for_slowness(monkeypatch, arrived, slow):
+    now = iter([0.0, 100.0])
+    monkeypatch.setattr(fetch, "monotonic", lambda: next(now))
+    expected = pytest.raises(fetch.TooSlow) if slow else contextlib.nullcontext()
+    with fetch.Meter("toy", 10, 0, slowest=1.0, window=2.0, show=False) as meter, expected:
+        meter.advance(arrived)
 
 
 # --- archives that are not what they should be, under a digest that is ---
