@@ -2,18 +2,27 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from cbam_edu import create_model, list_models, load_model, load_pretrained, save_model
+from cbam_edu import (
+    create_model,
+    data,
+    list_models,
+    load_model,
+    load_pretrained,
+    save_model,
+)
 from cbam_edu.attention import CBAM
 from cbam_edu.models import ModelFileError, list_pretrained
 from cbam_edu.models.resnet import ResidualBlock
 from cbam_edu.neighbours import ATTENTIONS
 from cbam_edu.storage import StorageError
+from cbam_edu.train import evaluate
 
 
 def parameters(model: nn.Module) -> int:
@@ -237,3 +246,14 @@ def test_the_pretrained_network_is_small_and_named():
     model = load_pretrained("resnet20_cbam")
     assert model.config == {"name": "resnet20", "num_classes": 10, "attention": "cbam"}
     assert model.about["data"] == "cifar10"
+
+
+def test_the_pretrained_network_is_as_good_as_its_record_says():
+    """On the 500 images at hand, within what so few can tell: four standard errors."""
+    path = Path(__file__).parents[1] / "book" / "results" / "resnet20.jsonl"
+    records = {r["arm"]: r for r in map(json.loads, path.read_text("utf-8").splitlines())}
+    recorded = records["cbam"]["accuracy"]
+    assert recorded >= 0.91
+    assert {r["test_images"] for r in records.values()} == {10_000}
+    scores = evaluate(load_pretrained("resnet20_cbam"), data.load("cifar10-mini", "test"))
+    assert abs(scores.accuracy - recorded) < 4 * (recorded * (1 - recorded) / 500) ** 0.5
