@@ -10,7 +10,7 @@ EXERCISES = exercises(NOTEBOOKS / "01_why_reweight.ipynb")
 
 
 def verdict(judge, answer, capsys):
-    right = judge(answer)
+    right = bool(judge(answer))
     return right, capsys.readouterr().out
 
 
