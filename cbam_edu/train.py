@@ -1,6 +1,7 @@
 """Training: a recipe, one loop, and checkpoints that lose nothing."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -216,18 +217,17 @@ def evaluate(
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `fit` left, on the CPU; no code in the file is run."""
-    with explained("read", path), open(path, "rb") as file:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            if state["format"] != 1:
-                raise KeyError("format")
-        except OSError:
-            raise
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} is not a whole checkpoint; move it away and train anew, or choose "
-                "another folder"
-            ) from error
+    with explained("read", path):
+        data = path.read_bytes()
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if state["format"] != 1:
+            raise KeyError("format")
+    except Exception as error:  # whatever torch finds wrong with the bytes
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint; move it away and train anew, or choose "
+            "another folder"
+        ) from error
     return state
 
 
