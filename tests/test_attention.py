@@ -786,7 +786,7 @@ def test_bad_channels(value, order):
         ({"pooling": None}, "pooling must be a list such as .*, got None"),
         ({"pooling": (p for p in ["avg"])}, "pooling must be a list such as .*, got <generator"),
     ],
-    ids=str,
+    ids=lambda part: str(part).split(" at 0x")[0],  # the same name in every process
 )
 def test_bad_option(options, message):
     with pytest.raises(ValueError, match=message):
