@@ -74,12 +74,8 @@ def choose_device(name: str) -> torch.device:
 
 def _network(args: argparse.Namespace) -> nn.Module:
     """Load the network that `evaluate` or `predict` is asked to use."""
-    if args.model in list_pretrained():
-        return load_pretrained(args.model)
-    if Path(args.model).suffix == ".safetensors" or Path(args.model).exists():
-        return load_model(args.model)
-    check_name("pretrained network", args.model, list_pretrained())
-    raise AssertionError  # check_name has raised
+    path = Path(args.model)
+    return load_model(path) if path.suffix or path.exists() else load_pretrained(args.model)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -166,6 +166,11 @@ def test_a_picture_is_read_as_a_small_square(tmp_path):
     exact = toy(size=32).images[0]
     Image.fromarray(exact.permute(1, 2, 0).numpy()).save(tmp_path / "exact.png")
     assert torch.equal(read_image(tmp_path / "exact.png"), exact)
+    turned = Image.fromarray(exact.permute(1, 2, 0).numpy())
+    orientation = turned.getexif()
+    orientation[0x0112] = 3  # the camera was held upside down
+    turned.save(tmp_path / "turned.png", exif=orientation)
+    assert torch.equal(read_image(tmp_path / "turned.png"), exact.flip(1, 2))
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
     assert read_image(tmp_path / "grey.png", size=8).shape == (3, 8, 8)
 

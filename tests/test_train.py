@@ -372,7 +372,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         fit(other, toy(), PLAIN, out=tmp_path, resume=True, progress=False)
 
 
-@pytest.mark.parametrize("spoil", ["truncated", "text", "other format"])
+class _Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a checkpoint has run code",))
+
+
+@pytest.mark.parametrize("spoil", ["truncated", "text", "other format", "code"])
 def test_a_damaged_checkpoint_is_told(tmp_path, spoil):
     fit(Flat(), toy(), but(epochs=1), out=tmp_path, progress=False)
     path = tmp_path / "checkpoint.pt"
@@ -380,8 +385,10 @@ def test_a_damaged_checkpoint_is_told(tmp_path, spoil):
         path.write_bytes(path.read_bytes()[:-200])
     elif spoil == "text":
         path.write_text("no checkpoint")
-    else:
+    elif spoil == "other format":
         torch.save({"format": 2}, path)
+    else:
+        torch.save({"format": 1, "bomb": _Bomb()}, path)
     with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
         fit(Flat(), toy(), but(epochs=1), out=tmp_path, resume=True, progress=False)
 
