@@ -91,9 +91,13 @@ def _checked(series: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _legend(axes: Axes) -> None:
+    """Name the series above the axes, where the legend covers nothing."""
     names = axes.get_legend_handles_labels()[1]
     if len(names) > 1:
-        axes.legend(frameon=False, fontsize=9, ncols=1 + (len(names) > 4))
+        columns = max(1, min(len(names), 90 // (max(map(len, names)) + 8)))
+        axes.legend(
+            frameon=False, fontsize=9, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1)
+        )
 
 
 def _chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
