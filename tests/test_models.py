@@ -254,6 +254,7 @@ def test_the_pretrained_network_is_as_good_as_its_record_says():
     records = {r["arm"]: r for r in map(json.loads, path.read_text("utf-8").splitlines())}
     recorded = records["cbam"]["accuracy"]
     assert recorded >= 0.91
+    assert records["none"]["recipe"] == records["cbam"]["recipe"]
     assert {r["test_images"] for r in records.values()} == {10_000}
     scores = evaluate(load_pretrained("resnet20_cbam"), data.load("cifar10-mini", "test"))
     assert abs(scores.accuracy - recorded) < 4 * (recorded * (1 - recorded) / 500) ** 0.5
