@@ -26,7 +26,8 @@ def check_dims(dims: Sequence[int]) -> None:
 def initialise(model: nn.Module) -> None:
     """Draw every 2-D convolution's weights as He et al. (2015) do: normal, scaled by fan-out."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        # A weight without memory (meta) has no numbers to draw, and torch needs 2 s to find out.
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
