@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from cbam_edu.models.resnet import check_dims, initialise
+from cbam_edu.models.resnet import Staged, check_dims, initialise
 from cbam_edu.neighbours import attention_layer
 
 
-class CBAMNet(nn.Module):
+class CBAMNet(Staged):
     """Stages of 3 x 3 convolution, BatchNorm, ReLU, attention and 2 x 2 max-pool; a linear head.
 
     The book's own network, of no paper; its attention is section 3 of the CBAM paper.
@@ -54,15 +54,3 @@ class CBAMNet(nn.Module):
             channels = dim
         self.head = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         initialise(self)
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return each stage's map: (N, 3, H, W) float -> [(N, dims[i], H/2^(i+1), W/2^(i+1))]."""
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits: (N, 3, H, W) float -> (N, num_classes)."""
-        return self.head(self.forward_features(x)[-1].mean((2, 3)))

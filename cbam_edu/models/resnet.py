@@ -31,6 +31,32 @@ def initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+class Staged(nn.Module):
+    """What all networks here do: a stem, one stage after the other, pooling, a linear head."""
+
+    stages: nn.ModuleList
+    head: nn.Module
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Return what the first stage sees: here the image itself."""
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return the features that the head sees: (N, C, H, W) -> (N, C), here the mean."""
+        return x.mean((2, 3))
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return the map after each stage: (N, 3, H, W) float -> list of (N, dims[i], H_i, W_i)."""
+        maps = [self.stem(x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits: (N, 3, H, W) float -> (N, num_classes)."""
+        return self.head(self.pool(self.forward_features(x)[-1]))
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions, attention, and the addition of the block's input.
 
@@ -74,7 +100,7 @@ class ResidualBlock(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-class CIFARResNet(nn.Module):
+class CIFARResNet(Staged):
     """The ResNet for CIFAR-10 of He et al., section 4.2: 6n + 2 layers, 16, 32 and 64 channels.
 
     Parameters
@@ -118,18 +144,9 @@ class CIFARResNet(nn.Module):
         self.head = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         initialise(self)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return the map after each stage: (N, 3, H, W) float -> [(N, dims[i], H/2^i, W/2^i)]."""
-        maps = []
-        x = F.relu(self.bn(self.conv(x)))
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits: (N, 3, H, W) float -> (N, num_classes)."""
-        return self.head(self.forward_features(x)[-1].mean((2, 3)))
+    def stem(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) float -> (N, dims[0], H, W)."""
+        return F.relu(self.bn(self.conv(x)))
 
 
 class _ConvUnit(nn.Sequential):
@@ -145,7 +162,7 @@ class _ConvUnit(nn.Sequential):
             self.append(nn.MaxPool2d(2, ceil_mode=True))
 
 
-class ResNet9(nn.Module):
+class ResNet9(Staged):
     """ResNet-9: four wide convolutions, two residual blocks; made to train fast on CIFAR-10.
 
     After D. Page, "How to Train Your ResNet" (2018), https://github.com/davidcpage/cifar10-fast.
@@ -188,14 +205,6 @@ class ResNet9(nn.Module):
         self.head = nn.Linear(last, num_classes) if num_classes else nn.Identity()
         initialise(self)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return the map after each stage: (N, 3, H, W) float -> [(N, dims[i], H/2^i, W/2^i)]."""
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits: (N, 3, H, W) float -> (N, num_classes)."""
-        return self.head(self.forward_features(x)[-1].amax((2, 3)))
+    def pool(self, x: Tensor) -> Tensor:
+        """Take each channel's maximum, as the original does."""
+        return x.amax((2, 3))
