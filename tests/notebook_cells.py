@@ -1,6 +1,7 @@
 """What the tests read out of the notebooks: cells by tag, exercises, stubs and solutions."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,11 @@ def _exercise(title: str, source: str, text: str) -> Exercise:
     if len(blocks) != 1:
         raise ValueError(f"{title}: the solution must hold one python block, not {len(blocks)}")
     return Exercise(title, "\n".join(stub), blocks[0], judge_call)
+
+
+def refuses(judge: Callable[[Any], object], answer: Any, reason: str, capsys: Any) -> None:
+    """Assert that `judge` refuses `answer` and says `reason`."""
+    assert not judge(answer)
+    said = capsys.readouterr().out
+    assert said.startswith("✗ Not yet. ")
+    assert reason in said

@@ -140,7 +140,7 @@ def test_stub_is_not_answered_yet(exercise, capsys):
 @each_exercise
 def test_solution_is_right(exercise, capsys):
     assert exercise.run(exercise.solution)
-    assert capsys.readouterr().out.startswith("✓")
+    assert capsys.readouterr().out == "✓ Right.\n"
 
 
 def test_exercises_are_read_by_their_conventions(tmp_path):
