@@ -388,7 +388,9 @@ class _Run:
             "average": None if self.average is None else self.average.state_dict(),
             "history": self.history,
         }
-        replace_file(folder / "checkpoint.pt", lambda file: torch.save(state, file))
+        buffer = io.BytesIO()  # torch's own writer hides what the disk says
+        torch.save(state, buffer)
+        replace_file(folder / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         replace_file(folder / "log.jsonl", lambda file: file.write(lines.encode()))
 

@@ -409,20 +409,25 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path
     assert all(torch.isfinite(v).all() for v in state["model"].values())
 
 
-def test_a_disk_that_fills_up_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    from cbam_edu import train
+def test_a_disk_that_takes_no_more_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    """From the second epoch on, the system itself refuses every file of more than 1,000 bytes."""
+    resource = pytest.importorskip("resource")
+    from cbam_edu.train import _Run, read_checkpoint
 
-    save = train.torch.save
+    epoch, limits = _Run.epoch, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(state, file):
-        save(state, file)
-        if len(state["history"]) == 2:
-            raise OSError(28, "No space left on device")
+    def limited(self, progress):
+        if self.history:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        return epoch(self, progress)
 
-    monkeypatch.setattr(train.torch, "save", full)
-    with pytest.raises(StorageError, match=r"checkpoint.pt: the disk is full; free some space"):
-        fit(Flat(), toy(), but(epochs=3), out=tmp_path, progress=False)
-    assert len(train.read_checkpoint(tmp_path / "checkpoint.pt")["history"]) == 1
+    monkeypatch.setattr(_Run, "epoch", limited)
+    try:
+        with pytest.raises(StorageError, match=r"checkpoint.pt: the file is larger than this disk"):
+            fit(Flat(), toy(), but(epochs=3), out=tmp_path, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(read_checkpoint(tmp_path / "checkpoint.pt")["history"]) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
 
 
