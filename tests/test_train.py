@@ -422,9 +422,11 @@ def test_a_disk_that_takes_no_more_keeps_the_checkpoint_before(tmp_path, monkeyp
         return epoch(self, progress)
 
     monkeypatch.setattr(_Run, "epoch", limited)
+    # Large enough that its file is written in several pieces.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1000), nn.Linear(1000, 4))
     try:
         with pytest.raises(StorageError, match=r"checkpoint.pt: the file is larger than this disk"):
-            fit(Flat(), toy(), but(epochs=3), out=tmp_path, progress=False)
+            fit(model, toy(), but(epochs=3), out=tmp_path, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(read_checkpoint(tmp_path / "checkpoint.pt")["history"]) == 1
