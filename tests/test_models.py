@@ -15,6 +15,7 @@ from cbam_edu import (
     list_models,
     load_model,
     load_pretrained,
+    models,
     save_model,
 )
 from cbam_edu.attention import CBAM
@@ -103,6 +104,37 @@ def test_a_headless_network_gives_its_pooled_features(name, width):
     features = headless(x)
     assert features.shape == (2, width)
     torch.testing.assert_close(whole.head(features), whole(x))
+
+
+def test_pooling_is_the_mean_and_in_resnet9_the_maximum():
+    x = torch.randn(2, 3, 16, 16)
+    for name, pool in (
+        ("resnet20", torch.mean),
+        ("cbamnet_tiny", torch.mean),
+        ("resnet9", torch.amax),
+    ):
+        model = create_model(name, num_classes=0).eval()
+        torch.testing.assert_close(model(x), pool(model.forward_features(x)[-1], (2, 3)))
+
+
+def test_convolutions_start_as_he_et_al_draw_them():
+    torch.manual_seed(0)
+    for module in create_model("resnet20").modules():
+        if isinstance(module, nn.Conv2d):
+            wanted = (2 / (9 * module.out_channels)) ** 0.5
+            assert module.weight.std().item() == pytest.approx(wanted, rel=0.2)
+
+
+def test_loading_takes_no_memory_before_the_weights_fit(tmp_path, monkeypatch):
+    save_model(small(), tmp_path / "model.safetensors")
+    devices, create = [], models.create_model
+    monkeypatch.setattr(
+        models,
+        "create_model",
+        lambda **k: devices.append(torch.empty(1).device.type) or create(**k),
+    )
+    load_model(tmp_path / "model.safetensors")
+    assert devices == ["meta"]
 
 
 def test_own_dims_and_reduction():

@@ -205,6 +205,32 @@ def test_mixup_is_the_mean_of_two_losses():
     assert not same(weights(plain), weights(mixed))
 
 
+def test_label_smoothing_spreads_the_target():
+    entry = fit(Flat(), toy(16), but(epochs=1, batch_size=16, label_smoothing=0.3), progress=False)[
+        0
+    ]
+    ((x, y),) = Batches(toy(16), 16)
+    assert entry["loss"] == pytest.approx(
+        F.cross_entropy(Flat()(x), y, label_smoothing=0.3).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("change", [{"crop": 1}, {"flip": True}, {"cutout": 3}], ids=str)
+def test_the_recipe_moves_the_images(change):
+    plain, moved = Flat(), Flat()
+    fit(plain, toy(), but(epochs=1), progress=False)
+    fit(moved, toy(), but(epochs=1, **change), progress=False)
+    assert not same(weights(plain), weights(moved))
+
+
+def test_a_network_trains_in_training_mode():
+    model = network().eval()
+    before = weights(model)
+    fit(model, toy(), but(epochs=1), test=toy(seed=1), progress=False)
+    mean = next(name for name in before if name.endswith("running_mean"))
+    assert not torch.equal(model.state_dict()[mean], before[mean])
+
+
 def test_the_average_is_what_is_kept():
     model = Flat()
     start = weights(model)
@@ -304,6 +330,26 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
         for entry in log:
             del entry["seconds"]
     assert logs[0] == logs[1]
+
+
+def test_a_network_with_dropout_is_resumed_to_the_same_bits(tmp_path):
+    def dropping():
+        return nn.Sequential(nn.Dropout(0.5), Flat())
+
+    whole, first, second = dropping(), dropping(), dropping()
+    fit(whole, toy(), PLAIN, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, toy(), PLAIN, test=_Interrupting(), out=tmp_path, progress=False)
+    torch.manual_seed(99)
+    fit(second, toy(), PLAIN, out=tmp_path, resume=True, progress=False)
+    assert same(weights(whole), weights(second))
+
+
+class _Interrupting:
+    """Test images whose reader presses Ctrl-C: the epoch was trained and not yet recorded."""
+
+    def __len__(self):
+        raise KeyboardInterrupt
 
 
 def test_a_run_killed_in_an_epoch_is_resumed(tmp_path):
@@ -410,7 +456,7 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path
 
 
 def test_a_disk_that_takes_no_more_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    """From the second epoch on, the system itself refuses every file of more than 1,000 bytes."""
+    """From the second epoch on, the system itself refuses every file of more than a megabyte."""
     resource = pytest.importorskip("resource")
     from cbam_edu.train import _Run, read_checkpoint
 
@@ -418,11 +464,11 @@ def test_a_disk_that_takes_no_more_keeps_the_checkpoint_before(tmp_path, monkeyp
 
     def limited(self, progress):
         if self.history:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
         return epoch(self, progress)
 
     monkeypatch.setattr(_Run, "epoch", limited)
-    # Large enough that its file is written in several pieces.
+    # With its momentum 1.6 MB, written in pieces of which the last ones fail.
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1000), nn.Linear(1000, 4))
     try:
         with pytest.raises(StorageError, match=r"checkpoint.pt: the file is larger than this disk"):
