@@ -69,6 +69,13 @@ def test_train_leaves_weights_checkpoint_log_and_record(trained):
     }
 
 
+def test_the_seed_draws_the_initial_weights_too(trained, tmp_path, capsys):
+    words = [*FAST, "--epochs", 1, "--lr", 0.05, "--out", tmp_path / "run", "--study", "test"]
+    assert run(capsys, "train", *words, "--seed", 3)[0] == 0
+    again, first = (folder / "model.safetensors" for folder in (tmp_path / "run", trained))
+    assert again.read_bytes() == first.read_bytes()
+
+
 def test_a_second_run_does_not_overwrite_the_first(trained, capsys):
     before = (trained / "model.safetensors").read_bytes()
     words = [*FAST, "--epochs", 1, "--lr", 0.05, "--seed", 3, "--out", trained]
