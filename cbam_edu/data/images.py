@@ -66,16 +66,16 @@ class ImageSet:
         return self.subset(rest), self.subset(out)
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """Turn pixels, ``(N, 3, H, W) uint8``, into what the networks are trained on.
 
-    Returns ``(N, 3, H, W)`` of `dtype`: pixels over 255, minus `MEAN`, over `STD`.
+    Returns ``(N, 3, H, W) float32``: pixels over 255, minus `MEAN`, over `STD`.
     """
     mean, std = (
         torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
         for v in (MEAN, STD)
     )
-    return ((images.float() / 255 - mean) / std).to(dtype)
+    return (images.float() / 255 - mean) / std
 
 
 def read_image(path: str | os.PathLike[str], size: int = 32) -> Tensor:
