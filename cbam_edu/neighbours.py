@@ -1,12 +1,14 @@
-"""What CBAM is compared with: Squeeze-and-Excitation, ECA, and the choice of one by its name."""
+"""What CBAM is compared with: Squeeze-and-Excitation, ECA, BAM; and the choice of one by name."""
 
 import difflib
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam_edu.attention import CBAM, ChannelAttention
+from cbam_edu.attention import CBAM, ChannelAttention, check_positive
 
 
 class SqueezeExcitation(nn.Module):
@@ -54,6 +56,53 @@ class ECA(nn.Module):
         return x * self.channel(x)
 
 
+class _Norm(nn.BatchNorm2d):
+    """BatchNorm that takes its running statistics where one value has none of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class BAM(nn.Module):
+    """Bottleneck Attention Module: F + F * M, where M is one map of every channel and place.
+
+    J. Park, S. Woo, J.-Y. Lee, I. S. Kweon, "BAM: Bottleneck Attention Module", BMVC 2018
+    (arXiv:1807.06514), section 3: the logits of a channel and of a spatial branch are added, then
+    comes the sigmoid. (The authors' code multiplies them.) The two branches end with BatchNorm, as
+    the paper has it; BatchNorm and ReLU follow the spatial branch's other convolutions, as in the
+    authors' code. A network has it where the next stage halves the map.
+
+    Parameters
+    ----------
+    channels : int
+        C, the number of channels of the input.
+    reduction : int
+        r; both branches have ``max(1, channels // reduction)`` hidden units or channels.
+    dilation : int
+        Of the spatial branch's two 3 x 3 convolutions, which see further with more of it.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, *, dilation: int = 4):
+        super().__init__()
+        check_positive("dilation", dilation)
+        self.channel = ChannelAttention(channels, reduction, pooling=("avg",))
+        self.channel_norm = _Norm(channels)
+        hidden = max(1, channels // reduction)
+        self.spatial = nn.Sequential(nn.Conv2d(channels, hidden, 1), _Norm(hidden), nn.ReLU())
+        for _ in range(2):
+            conv = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
+            self.spatial.extend([conv, _Norm(hidden), nn.ReLU()])
+        self.spatial.extend([nn.Conv2d(hidden, 1, 1), _Norm(1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the refined feature map: (N, C, H, W) float -> the same shape."""
+        logits = self.channel_norm(self.channel.logits(x)) + self.spatial(x)
+        return x + x * torch.sigmoid(logits)
+
+
 def _spatial_only(channels: int, kernel_size: int = 7, **options: Any) -> CBAM:
     return CBAM(channels, kernel_size=kernel_size, order="spatial-only", **options)
 
@@ -65,6 +114,7 @@ def _channel_only(channels: int, reduction: int = 16, **options: Any) -> CBAM:
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "se": SqueezeExcitation,
     "eca": ECA,
+    "bam": BAM,
     "channel": _channel_only,
     "spatial": _spatial_only,
     "cbam": CBAM,
@@ -84,7 +134,7 @@ def attention_layer(name: str | None, channels: int, **options: Any) -> nn.Modul
 
     Parameters
     ----------
-    name : {None, "se", "eca", "channel", "spatial", "cbam"}
+    name : {None, "se", "eca", "bam", "channel", "spatial", "cbam"}
         Which one; None gives the identity. "channel" and "spatial" are CBAM with one gate.
     channels : int
         C, the number of channels.

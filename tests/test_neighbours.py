@@ -224,7 +224,7 @@ def test_no_attention_is_the_identity():
     ("name", "message"),
     [
         ("cbma", r"unknown attention 'cbma'; did you mean cbam\?"),
-        ("SE", r"unknown attention 'SE'; known: se, eca, channel, spatial, cbam"),
+        ("SE", r"unknown attention 'SE'; known: se, eca, bam, channel, spatial, cbam"),
         ("spacial", r"unknown attention 'spacial'; did you mean spatial\?"),
         ("", "unknown attention ''; known: se, eca"),
         (3, "unknown attention 3; known: se, eca"),

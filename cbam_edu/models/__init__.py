@@ -13,14 +13,20 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cbam_edu.models.cbamnet import CBAMNet
+from cbam_edu.models.imagenet import BasicBlock, Bottleneck, ResNet
+from cbam_edu.models.mobilenet import MobileNet
 from cbam_edu.models.resnet import CIFARResNet, ResidualBlock, ResNet9
 from cbam_edu.neighbours import check_name
 from cbam_edu.storage import explained, replace_file
 
 __all__ = [
+    "BasicBlock",
+    "Bottleneck",
     "CBAMNet",
     "CIFARResNet",
+    "MobileNet",
     "ModelFileError",
+    "ResNet",
     "ResNet9",
     "ResidualBlock",
     "create_model",
@@ -30,6 +36,16 @@ __all__ = [
     "load_pretrained",
     "save_model",
 ]
+
+_BASIC, _DEEP = (64, 128, 256, 512), (256, 512, 1024, 2048)  # channels of the stages
+
+
+def _resnet(
+    blocks: tuple[int, ...], dims: tuple[int, ...], bottleneck: int = 0, groups: int = 1
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    fixed = {"blocks": blocks, "dims": dims, "bottleneck": bottleneck, "groups": groups}
+    return ResNet, fixed
+
 
 # A network's name: its class, and the arguments that make it this one.
 _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -42,6 +58,17 @@ _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "resnet44": (CIFARResNet, {"blocks": 7}),
     "resnet56": (CIFARResNet, {"blocks": 9}),
     "resnet110": (CIFARResNet, {"blocks": 18}),
+    # By the names of the CBAM paper's Tables 4 and 5.
+    "resnet18": _resnet((2, 2, 2, 2), _BASIC),
+    "resnet34": _resnet((3, 4, 6, 3), _BASIC),
+    "resnet50": _resnet((3, 4, 6, 3), _DEEP, bottleneck=4),
+    "resnet101": _resnet((3, 4, 23, 3), _DEEP, bottleneck=4),
+    "wideresnet18_1.5": _resnet((2, 2, 2, 2), (96, 192, 384, 768)),
+    "wideresnet18_2.0": _resnet((2, 2, 2, 2), (128, 256, 512, 1024)),
+    "resnext50_32x4d": _resnet((3, 4, 6, 3), _DEEP, bottleneck=2, groups=32),
+    "resnext101_32x4d": _resnet((3, 4, 23, 3), _DEEP, bottleneck=2, groups=32),
+    "mobilenet_0.7": (MobileNet, {"width": 0.7}),
+    "mobilenet_1.0": (MobileNet, {"width": 1.0}),
 }
 _WEIGHTS = resources.files("cbam_edu.models") / "weights"
 
@@ -55,19 +82,22 @@ def list_models() -> list[str]:
     return list(_MODELS)
 
 
-def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
+def create_model(name: str, num_classes: int | None = None, **options: Any) -> nn.Module:
     """Build a network by its name, with random weights drawn from torch's generator.
 
     Parameters
     ----------
     name : str
-        One of `list_models`: the CBAMNets, ResNet-9, and the ResNets 20 to 110 of the CIFAR kind.
-    num_classes : int
-        Size of the output; 0 for the network without its head.
+        One of `list_models`: for CIFAR-10 the CBAMNets, ResNet-9 and the ResNets 20 to 110; for
+        ImageNet the ten networks of the CBAM paper's Tables 4 and 5.
+    num_classes : int, optional
+        Size of the output; 0 for the network without its head. Default: 10 for CIFAR-10's
+        networks, 1000 for ImageNet's.
     **options
-        ``attention``: None, "se", "eca", "channel", "spatial" or "cbam"; where it is not given,
-        the CBAMNets have "cbam" and the others none. ``attention_options``: a dict that each
+        ``attention``: None, "se", "eca", "bam", "channel", "spatial" or "cbam"; where it is not
+        given, the CBAMNets have "cbam" and the others none. ``attention_options``: a dict that each
         attention layer gets, such as ``{"reduction": 8}``. ``dims``: channels of the stages.
+        ``stride_on``: "1x1" or "3x3", see `cbam_edu.models.imagenet.ResNet`.
 
     Returns
     -------
@@ -81,10 +111,13 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
         For an unknown name, with the nearest known ones, or a bad option.
     """
     check_name("model", name, list_models())
+    builder, fixed = _MODELS[name]
+    parameters = inspect.signature(builder).parameters
+    if num_classes is None:
+        num_classes = parameters["num_classes"].default
     if type(num_classes) is not int or num_classes < 0:
         raise ValueError(f"num_classes must be an integer from 0 (no head) up, got {num_classes!r}")
-    builder, fixed = _MODELS[name]
-    known = [p for p in inspect.signature(builder).parameters if p not in ("blocks", "num_classes")]
+    known = [p for p in parameters if p not in {"num_classes", *fixed} - {"dims"}]
     for option in options:
         check_name(f"option of {name}", option, known)
     options.setdefault("attention", "cbam" if builder is CBAMNet else None)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from cbam_edu.models.resnet import Staged, check_dims, initialise
+from cbam_edu.models.staged import Staged, check_dims
 from cbam_edu.neighbours import attention_layer
 
 
@@ -21,7 +21,7 @@ class CBAMNet(Staged):
     num_classes : int
         Size of the output; 0 gives the network without its head, whose output are the pooled
         features ``(N, dims[-1])``.
-    attention : {None, "se", "eca", "channel", "spatial", "cbam"}
+    attention : {None, "se", "eca", "bam", "channel", "spatial", "cbam"}
         What stands in every stage between ReLU and pooling.
     attention_options : dict, optional
         Passed to every attention layer; the reduction is 8 unless given here.
@@ -37,7 +37,7 @@ class CBAMNet(Staged):
         super().__init__()
         check_dims(dims)
         options = dict(attention_options or {})
-        if attention in ("se", "channel", "cbam"):
+        if attention in ("se", "bam", "channel", "cbam"):
             options.setdefault("reduction", 8)
         self.stages = nn.ModuleList()
         channels = 3
@@ -52,5 +52,4 @@ class CBAMNet(Staged):
                 )
             )
             channels = dim
-        self.head = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
-        initialise(self)
+        self.finish(dims, num_classes, None, {})  # BAM, too, stands in the stages, where they pool

@@ -12,49 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.attention import check_positive
+from cbam_edu.models.staged import Staged, check_dims, in_block
 from cbam_edu.neighbours import attention_layer
-
-
-def check_dims(dims: Sequence[int]) -> None:
-    """Raise ValueError unless `dims` are the channels of one stage or more."""
-    if not dims:
-        raise ValueError("dims must name at least one stage's channels, got none")
-    for dim in dims:
-        check_positive("dims", dim)
-
-
-def initialise(model: nn.Module) -> None:
-    """Draw every 2-D convolution's weights as He et al. (2015) do: normal, scaled by fan-out."""
-    for module in model.modules():
-        # A weight without memory (meta) has no numbers to draw, and torch needs 2 s to find out.
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-class Staged(nn.Module):
-    """What all networks here do: a stem, one stage after the other, pooling, a linear head."""
-
-    stages: nn.ModuleList
-    head: nn.Module
-
-    def stem(self, x: Tensor) -> Tensor:
-        """Return what the first stage sees: here the image itself."""
-        return x
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Return the features that the head sees: (N, C, H, W) -> (N, C), here the mean."""
-        return x.mean((2, 3))
-
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Return the map after each stage: (N, 3, H, W) float -> list of (N, dims[i], H_i, W_i)."""
-        maps = [self.stem(x)]
-        for stage in self.stages:
-            maps.append(stage(maps[-1]))
-        return maps[1:]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits: (N, 3, H, W) float -> (N, num_classes)."""
-        return self.head(self.pool(self.forward_features(x)[-1]))
 
 
 class ResidualBlock(nn.Module):
@@ -110,8 +69,8 @@ class CIFARResNet(Staged):
     num_classes : int
         Size of the output; 0 gives the network without its head, whose output are the pooled
         features ``(N, dims[-1])``.
-    attention : {None, "se", "eca", "channel", "spatial", "cbam"}
-        What stands in every block before the addition.
+    attention : {None, "se", "eca", "bam", "channel", "spatial", "cbam"}
+        What stands in every block before the addition; BAM ends every stage but the last instead.
     attention_options : dict, optional
         Passed to every attention layer, such as ``{"reduction": 8}``.
     dims : sequence of int
@@ -138,11 +97,10 @@ class CIFARResNet(Staged):
             stage = nn.Sequential()
             for block in range(blocks):
                 stride = 2 if index > 0 and block == 0 else 1
-                stage.append(ResidualBlock(channels, dim, stride, attention, **options))
+                stage.append(ResidualBlock(channels, dim, stride, in_block(attention), **options))
                 channels = dim
             self.stages.append(stage)
-        self.head = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
-        initialise(self)
+        self.finish(dims, num_classes, attention, options)
 
     def stem(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) float -> (N, dims[0], H, W)."""
@@ -193,17 +151,16 @@ class ResNet9(Staged):
                 _ConvUnit(3, first),
                 nn.Sequential(
                     _ConvUnit(first, second, pool=True),
-                    ResidualBlock(second, second, 1, attention, **options),
+                    ResidualBlock(second, second, 1, in_block(attention), **options),
                 ),
                 _ConvUnit(second, third, pool=True),
                 nn.Sequential(
                     _ConvUnit(third, last, pool=True),
-                    ResidualBlock(last, last, 1, attention, **options),
+                    ResidualBlock(last, last, 1, in_block(attention), **options),
                 ),
             ]
         )
-        self.head = nn.Linear(last, num_classes) if num_classes else nn.Identity()
-        initialise(self)
+        self.finish(dims, num_classes, attention, options)
 
     def pool(self, x: Tensor) -> Tensor:
         """Take each channel's maximum, as the original does."""
