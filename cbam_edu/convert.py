@@ -84,8 +84,11 @@ def convert(
     ("authors", "pytorchcv"; in "timm" the BatchNorm alone: its biases are there with
     ``mlp_bias=True``) they are added without effect: zeros, and a BatchNorm that is the identity.
     luuuyi's CBAM has neither: a BatchNorm that only scales goes into the convolution, biases that
-    are zero are dropped, and all else is refused. What weights do not tell stays the module's own,
-    such as BatchNorm's momentum (0.01 in the authors' code, 0.1 elsewhere).
+    are zero are dropped, and all else is refused.
+
+    Weights do not tell which order, poolings and gate a CBAM has: it must be the paper's CBAM, as
+    all are unless asked otherwise. Nor do they tell BatchNorm's momentum, 0.01 in the authors' code
+    and 0.1 elsewhere, which matters to further training.
     """
     check_name("target", target, list(LAYOUTS))
     weights = _unpacked(state_dict)
@@ -178,8 +181,9 @@ def _unpacked(state_dict: object) -> dict[str, Tensor]:
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ConversionError(
-                f"a state_dict names tensors, but {key!r} is the name of a {type(value).__name__}; "
-                "give the weights alone, such as checkpoint['model_ema']"
+                f"a state_dict names tensors, but {key!r} names a value of type "
+                f"{type(value).__name__}; give the weights alone, as in "
+                "checkpoint['state_dict_ema']"
             )
     while prefix := next((w for w in _WRAPPERS if all(k.startswith(w) for k in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
@@ -207,8 +211,8 @@ def _source(weights: dict[str, Tensor], source: str | None) -> str:
     likely = set(LAYOUTS)
     for key in weights:
         tail = _split(key)[1]
-        owners = {name for name, layout in LAYOUTS.items() if tail in layout.names.values()}
-        likely &= owners or likely
+        owners = [name for name, layout in LAYOUTS.items() if tail in layout.names.values()]
+        likely &= set(owners or likely)
         for owner in owners:
             examples.setdefault(owner, key)
     if not examples:
@@ -378,6 +382,6 @@ def _resnet_names(cbams: list[str], keys: list[str], source: str) -> dict[str, s
         if leaf != "num_batches_tracked"
     ]
     missing = [key for key in wanted if key not in have]
-    why = f"not of {source}'s ResNet; rename_network=False converts the CBAMs alone"
+    why = f"not in a ResNet of {source}; rename_network=False converts the CBAMs alone"
     _refuse("the ResNet", missing, left_over, why)
     return names

@@ -319,7 +319,7 @@ def without(weights: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in weights.items() if key not in keys}
 
 
-WHY = "(not of authors's ResNet; rename_network=False converts the CBAMs alone)"
+WHY = "(not in a ResNet of authors; rename_network=False converts the CBAMs alone)"
 
 
 @pytest.mark.parametrize(
@@ -535,13 +535,13 @@ def test_other_networks_are_no_near_misses(name):
         (nn.ReLU(), "expected a state_dict, got a module; pass its state_dict()"),
         (
             {"epoch": 3, "net": {}},
-            "a state_dict names tensors, but 'epoch' is the name of a int; give the weights "
-            "alone, such as checkpoint['model_ema']",
+            "a state_dict names tensors, but 'epoch' names a value of type int; give the weights "
+            "alone, as in checkpoint['state_dict_ema']",
         ),
         (
             {0: torch.zeros(1)},
-            "a state_dict names tensors, but 0 is the name of a Tensor; give the weights "
-            "alone, such as checkpoint['model_ema']",
+            "a state_dict names tensors, but 0 names a value of type Tensor; give the weights "
+            "alone, as in checkpoint['state_dict_ema']",
         ),
     ],
 )
