@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from cbam_edu.attention import check_choice, check_positive
 from cbam_edu.neighbours import ATTENTIONS, attention_layer, check_name
-from cbam_edu.placement import Call, Recording, find_places, is_map, record
+from cbam_edu.placement import Graph, find_places
+from cbam_edu.recording import Call, is_map, record
 
 
 class Attended(nn.Module):
@@ -129,14 +130,14 @@ def add_attention(
         check_positive("each number of input_size", number)
     if any(isinstance(module, Attended) for module in model.modules()):
         raise ValueError("the network already has such attention; remove_attention(model) first")
-    named = dict(model.named_modules())
+    named = dict(model.named_modules(remove_duplicate=False))
     if where is not None:
         _check_names(where, named)
-    recording = record(model, input_size)
+    graph = Graph(*record(model, input_size))
     if where is None:
-        places = _found_places(recording, named, attention)
+        places = _found_places(graph, named, attention)
     else:
-        places = [_named_place(recording, name, named[name]) for name in where]
+        places = [_named_place(graph, name, named[name]) for name in where]
     new = {place.module: _attended(place, attention, start, options) for place in places}
     for parent in named.values():
         for key, child in list(parent._modules.items()):
@@ -175,12 +176,12 @@ def _check_names(where: object, named: dict[str, nn.Module]) -> None:
         check_name("module", name, [name for name in named if name])
 
 
-def _found_places(recording: Recording, named: dict[str, nn.Module], attention: str) -> list[Call]:
+def _found_places(graph: Graph, named: dict[str, nn.Module], attention: str) -> list[Call]:
     try:
-        return find_places(recording, at_stage_ends=attention == "bam")
+        return find_places(graph, at_stage_ends=attention == "bam")
     except ValueError as error:
         names = {module: name for name, module in named.items()}
-        maps = dict.fromkeys(names[c.module] for c in recording.calls[:-1] if is_map(c))
+        maps = dict.fromkeys(names[c.module] for c in graph.calls[:-1] if is_map(c))
         hint = f"; here, such shapes come from {', '.join(list(maps)[:5])}" if maps else ""
         raise ValueError(
             f"{type(named['']).__name__}: {error}. Name the modules yourself, "
@@ -188,8 +189,8 @@ def _found_places(recording: Recording, named: dict[str, nn.Module], attention: 
         ) from None
 
 
-def _named_place(recording: Recording, name: str, module: nn.Module) -> Call:
-    calls = [call for call in recording.calls if call.module is module]
+def _named_place(graph: Graph, name: str, module: nn.Module) -> Call:
+    calls = [call for call in graph.calls if call.module is module]
     if not calls:
         raise ValueError(f"module {name!r} was not called when an image passed: name another")
     for call in calls:
