@@ -15,6 +15,7 @@ import cbam_edu
 from cbam_edu import data
 from cbam_edu.attention import check_positive
 from cbam_edu.complexity import count
+from cbam_edu.distributed import LostProcessError, processes, rank, speaker, world_size
 from cbam_edu.experiment import record
 from cbam_edu.models import (
     create_model,
@@ -24,6 +25,7 @@ from cbam_edu.models import (
     load_pretrained,
     save_model,
 )
+from cbam_edu.models.staged import Staged
 from cbam_edu.neighbours import ATTENTIONS, check_name
 from cbam_edu.storage import replace_file
 from cbam_edu.train import DivergenceError, Recipe, evaluate, fit
@@ -83,10 +85,7 @@ def train(args: argparse.Namespace) -> None:
     recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
     device = choose_device(args.device)
     check_name("model", args.model, list_models())  # before any data is fetched
-    options = {}
-    if args.attention is not None:
-        check_name("attention", args.attention, ["none", *ATTENTIONS])
-        options["attention"] = None if args.attention == "none" else args.attention
+    options = _attention(args)
     training = data.load(args.data, "train", folder=args.data_dir)
     if args.validate:
         training, test = training.holdout(len(training) // len(training.classes) // 10)
@@ -96,8 +95,16 @@ def train(args: argparse.Namespace) -> None:
     model = create_model(args.model, len(training.classes), **options)
     arm = vars(model)["config"]["attention"] or "none"
     out = args.out or Path("runs") / f"{args.model}_{arm}_{recipe.seed}"
-    print(f"training {args.model} on {len(training):,} images of {training.name}, on {device}")
-    history = fit(model, training, recipe, test=test, device=device, out=out, resume=args.resume)
+    with processes(device) as device:
+        if first := rank() == 0:
+            many = f", in {world_size()} processes" if world_size() > 1 else ""
+            where = f"{len(training):,} images of {training.name}, on {device}{many}"
+            print(f"training {args.model} on {where}", flush=True)
+        history = fit(
+            model, training, recipe, test=test, device=device, out=out, resume=args.resume
+        )
+    if not first:
+        return
     save_model(model, out / "model.safetensors", classes=training.classes, data=training.name)
     line = record(
         args.study,
@@ -144,12 +151,54 @@ def download(args: argparse.Namespace) -> None:
     print(f"CIFAR-10 is in {data.download(args.data_dir)}")
 
 
+def _attention(args: argparse.Namespace) -> dict[str, str | None]:
+    """Return the option of `create_model` that `--attention` asks for."""
+    if args.attention is None:
+        return {}
+    check_name("attention", args.attention, ["none", *ATTENTIONS])
+    return {"attention": None if args.attention == "none" else args.attention}
+
+
+def _shapes(name: str, **options: typing.Any) -> Staged:
+    """Make a network without numbers, for counting: it takes no memory and no time."""
+    with torch.device("meta"):
+        return typing.cast(Staged, create_model(name, **options))
+
+
+def complexity(args: argparse.Namespace) -> None:
+    """Count parameters and multiply-accumulates of convolutions and matrix products, by ptflops.
+
+    BatchNorm, activations, pooling, biases and the gates' products are not counted; what runs
+    twice, as CBAM's shared MLP does, counts twice.
+    """
+    check_name("model", args.model, list_models())
+    model = _shapes(args.model, **_attention(args))
+    side = model.image_size if args.size is None else args.size
+    check_positive("size", side)
+    cost = count(model, (3, side, side))
+    width = max(len(layer.name) for layer in cost.layers)
+    print(f"{'layer':{width}}  {'kind':12}{'output':>18}{'runs':>6}{'parameters':>13}{'MACs':>16}")
+    for layer in cost.layers:
+        shape = " x ".join(map(str, layer.output[1:]))
+        print(
+            f"{layer.name:{width}}  {layer.kind:12}{shape:>18}{layer.runs:6}"
+            f"{layer.parameters:13,}{layer.multiply_accumulates:16,}"
+        )
+    arm = vars(model)["config"]["attention"] or "none"
+    print(
+        f"{args.model} with attention {arm}, one image of {side} x {side}: "
+        f"{cost.parameters:,} parameters, {cost.multiply_accumulates:,} multiply-accumulates (MACs)"
+    )
+
+
 def models(args: argparse.Namespace) -> None:
     """List the networks that can be made, and what they cost."""
-    print(f"{'model':16}{'parameters':>12}{'multiply-accumulates':>23}   (32 x 32, no attention)")
+    print(f"{'model':18}{'image':>9}{'parameters':>13}{'multiply-accumulates':>22}   no attention")
     for name in list_models():
-        cost = count(create_model(name, attention=None))
-        print(f"{name:16}{cost.parameters:12,}{cost.multiply_accumulates:23,}")
+        model = _shapes(name, attention=None)
+        cost = count(model, (3, model.image_size, model.image_size))
+        size = f"{model.image_size} x {model.image_size}"
+        print(f"{name:18}{size:>9}{cost.parameters:13,}{cost.multiply_accumulates:22,}")
     print(f"\nattention: none, {', '.join(ATTENTIONS)}")
     print(f"trained, in the package: {', '.join(list_pretrained())}")
 
@@ -195,6 +244,10 @@ def build_parser() -> argparse.ArgumentParser:
     def add_device(command: argparse.ArgumentParser) -> None:
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
+    def add_attention(command: argparse.ArgumentParser) -> None:
+        names = f"none, {', '.join(ATTENTIONS)}"
+        command.add_argument("--attention", help=f"{names} (default: the network's own)")
+
     def add_network(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--model",
@@ -205,9 +258,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("train", train, "train a network")
     command.add_argument("--model", required=True, help="one of `cbam-edu models`")
-    command.add_argument(
-        "--attention", help=f"none, {', '.join(ATTENTIONS)} (default: the network's own)"
-    )
+    add_attention(command)
     add_data(command, "cifar10")
     add_device(command)
     command.add_argument(
@@ -238,6 +289,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--data-dir", type=Path, help="where to (default: the user's cache)")
 
     add("models", models, "list the networks")
+
+    command = add("complexity", complexity, "count what a network costs, per layer")
+    command.add_argument("model", metavar="MODEL", help="one of `cbam-edu models`")
+    add_attention(command)
+    command.add_argument(
+        "--size",
+        type=int,
+        help="side of the image (default: 32 for CIFAR-10's, 224 for ImageNet's)",
+    )
     return parser
 
 
@@ -250,10 +310,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "; --resume goes on from the last whole epoch" if args.run is train else ""
         print(f"\ncbam-edu: stopped{hint}", file=sys.stderr)
         return INTERRUPTED
-    except (DivergenceError, OSError) as error:
-        print(f"cbam-edu: {error}", file=sys.stderr)
+    except (DivergenceError, LostProcessError, OSError) as error:
+        print(f"cbam-edu: {speaker()}{error}", file=sys.stderr, flush=True)
         return FAILED
     except ValueError as error:
-        print(f"cbam-edu: {error}", file=sys.stderr)
+        print(f"cbam-edu: {speaker()}{error}", file=sys.stderr, flush=True)
         return WRONG
     return 0

@@ -14,6 +14,7 @@ from PIL import Image
 import cbam_edu
 from cbam_edu import data, load_model, load_pretrained
 from cbam_edu.cli import choose_device, main
+from cbam_edu.complexity import count
 from cbam_edu.train import Recipe, evaluate
 
 FAST = [
@@ -148,6 +149,41 @@ def test_models_lists_all(capsys):
     assert "resnet20_cbam" in out
 
 
+def test_complexity_counts_layers_and_total(capsys):
+    words = ["complexity", "resnet50", "--attention", "cbam", "--size", "224"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    *rows, total = out.splitlines()[1:]
+    assert rows[0].split() == [
+        "conv",
+        "Conv2d",
+        "64",
+        "x",
+        "112",
+        "x",
+        "112",
+        "1",
+        "9,408",
+        "118,013,952",
+    ]
+    shared = next(r for r in rows if r.startswith("stages.3.2.attention.channel.mixer.0 "))
+    assert shared.split()[1:] == ["Linear", "128", "2", "262,272", "524,288"]
+    parameters, work = (sum(int(r.split()[i].replace(",", "")) for r in rows) for i in (-2, -1))
+    assert (parameters, work) == (28_089_624, 3_864_362_102)
+    assert f"{parameters:,} parameters, {work:,} multiply-accumulates" in total
+    assert total.startswith("resnet50 with attention cbam, one image of 224 x 224: ")
+
+
+def test_complexity_takes_the_networks_own_size_and_attention(capsys):
+    out = run(capsys, "complexity", "cbamnet_tiny")[1]
+    own = f"{count(cbam_edu.create_model('cbamnet_tiny')).parameters:,}"
+    assert f"cbamnet_tiny with attention cbam, one image of 32 x 32: {own} parameters" in out
+    assert own != "77,130"
+    out = run(capsys, "complexity", "cbamnet_tiny", "--attention", "none")[1]
+    assert "cbamnet_tiny with attention none, one image of 32 x 32: 77,130 parameters" in out
+    assert "one image of 224 x 224" in run(capsys, "complexity", "resnet18")[1]
+
+
 def test_download_says_where(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(data, "download", lambda folder: tmp_path)
     code, out, _ = run(capsys, "download")
@@ -157,6 +193,9 @@ def test_download_says_where(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["complexity", "resnet51"], 2, "unknown model 'resnet51'; did you mean resnet"),
+        (["complexity", "resnet50", "--size", "0"], 2, "size must be a positive integer, got 0"),
+        (["complexity", "resnet50", "--attention", "x"], 2, "unknown attention 'x'"),
         (["train", "--model", "resnet201"], 2, "unknown model 'resnet201'; did you mean resnet20"),
         (["train", *FAST, "--attention", "cbma"], 2, "unknown attention 'cbma'; did you mean cbam"),
         (["train", "--model", "resnet20", "--data", "cifar"], 2, "unknown data set 'cifar'"),
