@@ -296,7 +296,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--size",
         type=int,
-        help="side of the image (default: 32 for CIFAR-10's, 224 for ImageNet's)",
+        help="side of the image (default: 32, or 224 for ImageNet's)",
     )
     return parser
 

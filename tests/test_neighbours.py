@@ -1,18 +1,22 @@
-"""Squeeze-and-Excitation and ECA against two independent libraries, and the choice by name."""
+"""SE and ECA against two independent libraries, BAM against its equations; the choice by name."""
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import timm.layers
 import torch
+import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from cbam_edu import create_model
 from cbam_edu.attention import CBAM
 from cbam_edu.neighbours import (
     ATTENTIONS,
+    BAM,
     ECA,
     SqueezeExcitation,
     attention_layer,
@@ -178,6 +182,88 @@ def test_the_check_fails_on_another_layer(layer):
         sees_the_mean_alone_and_gates(with_normal_weights(layer))
 
 
+# ---- BAM
+
+
+def bam_by_its_paper(bam: BAM, x: Tensor) -> Tensor:
+    """Equations 1 to 4 of Park et al., in evaluation mode, written out."""
+    w = bam.state_dict()
+
+    def norm(name: str, z: Tensor) -> Tensor:
+        mean, var, weight, bias = (
+            w[f"{name}.{k}"].view(1, -1, 1, 1)
+            for k in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (z - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    hidden = F.relu(x.mean((2, 3)) @ w["channel.mixer.0.weight"].T + w["channel.mixer.0.bias"])
+    mlp = hidden @ w["channel.mixer.2.weight"].T + w["channel.mixer.2.bias"]
+    channel = norm("channel_norm", mlp[:, :, None, None])
+    z = x
+    for i, dilation in ((0, 0), (3, 4), (6, 4)):  # 1 x 1, then two dilated 3 x 3
+        z = F.conv2d(
+            z, w[f"spatial.{i}.weight"], w[f"spatial.{i}.bias"],
+            padding=dilation, dilation=max(1, dilation),
+        )  # fmt: skip
+        z = F.relu(norm(f"spatial.{i + 1}", z))
+    z = F.conv2d(z, w["spatial.9.weight"], w["spatial.9.bias"])
+    return x + x * torch.sigmoid(channel + norm("spatial.10", z))
+
+
+def test_bam_is_what_its_paper_says():
+    torch.manual_seed(0)
+    bam = BAM(32, 4).double().eval()
+    with torch.no_grad():
+        for name, value in bam.state_dict().items():
+            if value.is_floating_point():
+                value.normal_(0.3)
+                if name.endswith("running_var"):
+                    value.abs_().add_(0.1)
+    x = torch.randn(2, 32, 9, 11, dtype=torch.float64)
+    assert (bam(x) - x).abs().max() > 0.1
+    assert_close(bam(x), bam_by_its_paper(bam, x), rtol=1e-12, atol=1e-12)
+
+
+def test_bam_sees_as_far_as_its_dilation():
+    """Two 3 x 3 convolutions of dilation d reach 2 d places to each side."""
+    torch.manual_seed(0)
+    for dilation in (1, 4):
+        bam = BAM(16, 1, dilation=dilation).eval()
+        x = torch.randn(1, 16, 1, 31, requires_grad=True)
+        bam.spatial(x)[0, 0, 0, 15].backward()
+        seen = x.grad[0].abs().sum((0, 1)).nonzero().flatten()
+        assert seen.tolist() == [15 + k * dilation for k in range(-2, 3)]
+
+
+def test_bam_trains_on_a_single_place():
+    bam = BAM(4, 2).train()
+    with torch.no_grad():
+        bam(torch.randn(1, 4, 1, 1))  # nothing has a variance: the running statistics serve
+    assert all(m.num_batches_tracked == 0 for m in bam.modules() if isinstance(m, nn.BatchNorm2d))
+    bam(torch.randn(2, 4, 1, 1)).sum().backward()
+    assert all(m.num_batches_tracked == 1 for m in bam.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("resnet20", 3), ("resnet9", 4), ("resnet18", 4), ("resnet50", 4), ("mobilenet_0.7", 4)],
+)
+def test_bam_stands_where_the_next_stage_halves_the_map(name, stages):
+    model = create_model(name, attention="bam")
+    names = [n for n, m in model.named_modules() if isinstance(m, BAM)]
+    assert names == [f"stages.{i}.bam" for i in range(stages - 1)]
+    maps = model.forward_features(torch.randn(2, 3, 64, 64))
+    halved = [a.shape[2] == 2 * b.shape[2] for a, b in pairwise(maps)]
+    assert halved == [True] * (stages - 1)
+
+
+def test_bam_of_a_cbamnet_stands_before_its_pooling():
+    model = create_model("cbamnet_small", attention="bam")
+    assert all(isinstance(stage[3], BAM) for stage in model.stages)
+    assert all(isinstance(stage[4], nn.MaxPool2d) for stage in model.stages)
+    assert model.stages[0][3].channel.mixer[0].out_features == 64 // 8
+
+
 # ---- By name
 
 
@@ -200,11 +286,12 @@ SPATIAL_ONLY = CBAM(8, kernel_size=3, order="spatial-only", norm=False)
     [
         ("se", {"reduction": 2}, SqueezeExcitation(8, 2)),
         ("eca", {}, ECA(8)),
+        ("bam", {"reduction": 2, "dilation": 2}, BAM(8, 2, dilation=2)),
         ("channel", {"reduction": 2, "gate": "softmax"}, CHANNEL_ONLY),
         ("spatial", {"kernel_size": 3, "norm": False}, SPATIAL_ONLY),
         ("cbam", {"reduction": 2, "order": "parallel"}, CBAM(8, 2, order="parallel")),
     ],
-    ids=["se", "eca", "channel", "spatial", "cbam"],
+    ids=["se", "eca", "bam", "channel", "spatial", "cbam"],
 )
 def test_a_name_stands_for(name, options, twin):
     layer, other = attention_layer(name, 8, **options), twin
@@ -264,5 +351,7 @@ def test_bad_options():
         attention_layer("se", 8, reduction=0)
     with pytest.raises(ValueError, match="kernel_size must be a positive odd integer, got 4"):
         attention_layer("spatial", 8, kernel_size=4)
+    with pytest.raises(ValueError, match="dilation must be a positive integer, got 0"):
+        attention_layer("bam", 8, dilation=0)
     with pytest.raises(TypeError, match="reduction"):
         attention_layer("eca", 8, reduction=4)

@@ -9,6 +9,7 @@ from docutils import nodes
 
 import address
 import command_line
+import costs
 import diagram
 import offline
 import records
@@ -149,3 +150,32 @@ def test_a_record_that_is_not_whole_is_refused(tmp_path, line, words):
 def test_every_record_in_the_book_is_whole():
     for path in records.RESULTS.glob("*.jsonl"):
         assert records.read(path), f"{path.name} is empty"
+
+
+def test_the_page_of_costs_counts_what_the_paper_prints():
+    rows = costs.paper_rows()
+    assert len(rows) == 30
+    assert {row[-1] for row in rows} == {"yes"}
+    assert ["resnet50", "CBAM", "28,089,624", "28.09", "3,864,362,102", "3.864", "yes"] in rows
+
+
+def test_a_row_that_differs_is_said_to(monkeypatch, tmp_path):
+    paper = json.loads(costs.PAPER.read_text("utf-8"))
+    paper["table4_imagenet"]["resnet18"]["se"][1] = 1.815
+    monkeypatch.setattr(costs, "PAPER", tmp_path / "paper.json")
+    costs.PAPER.write_text(json.dumps(paper), "utf-8")
+    assert [row[:2] for row in costs.paper_rows() if row[-1] != "yes"] == [["resnet18", "SE"]]
+
+
+def test_what_the_page_of_costs_says_in_words():
+    added = {row[0]: row[1:] for row in costs.attention_rows()}
+    assert list(added) == ["SE", "ECA", "BAM", "channel only", "spatial only", "CBAM"]
+    assert 0.095 < float(added["CBAM"][1].rstrip("%")) / 100 < 0.105  # "a tenth"
+    assert float(added["CBAM"][3].rstrip("%")) / 100 < 0.002  # "less than two thousandths"
+    counters = {row[0]: int(row[1].replace(",", "")) for row in costs.counter_rows()}
+    ours = counters["this book"]
+    assert counters["torch's FlopCounterMode, halved"] == ours
+    assert counters["ptflops, aten backend"] == ours + 1_000  # the head's biases
+    assert counters["ptflops, pytorch backend"] > counters["ptflops, pytorch backend, modules only"]
+    strided = counters['this book, stride_on="3x3"']
+    assert counters["this book, torchvision's resnet50"] == strided > ours
