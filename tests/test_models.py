@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from torch import nn
 
 from cbam_edu import (
@@ -19,7 +20,7 @@ from cbam_edu import (
     save_model,
 )
 from cbam_edu.attention import CBAM
-from cbam_edu.models import ModelFileError, list_pretrained
+from cbam_edu.models import Bottleneck, ModelFileError, list_pretrained
 from cbam_edu.models.resnet import ResidualBlock
 from cbam_edu.neighbours import ATTENTIONS
 from cbam_edu.storage import StorageError
@@ -56,6 +57,82 @@ def test_resnets_have_the_published_size(name, published, exact):
     count = parameters(create_model(name))
     assert count == exact
     assert count / 1e6 == pytest.approx(published, abs=0.05 if published > 1 else 0.005)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d"])
+def test_torchvision_computes_the_same(name):
+    """With its weights, and the stride where torchvision has it."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name).eval()
+    ours = create_model(name, stride_on="3x3").eval()
+    weights = theirs.state_dict()
+    for key, value in weights.items():
+        if key.endswith(("running_mean", "bias")):
+            value.normal_(0, 0.1)
+    ours.load_state_dict(dict(zip(ours.state_dict(), weights.values(), strict=True)))
+    x = torch.randn(2, 3, 70, 97)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_stride_is_where_it_is_asked_for():
+    for stride_on, strides in (("1x1", [2, 1, 1]), ("3x3", [1, 2, 1])):
+        block = create_model("resnet50", stride_on=stride_on).stages[1][0]
+        assert [c.stride[0] for c in (block.conv1, block.conv2, block.conv3)] == strides
+    # Two 3 x 3 convolutions leave no choice.
+    assert create_model("resnet18", stride_on="3x3").stages[1][0].conv1.stride == (2, 2)
+
+
+def test_wide_networks_widen_their_stages_only():
+    model = create_model("wideresnet18_1.5")
+    assert model.conv.out_channels == 64
+    assert [stage[-1].conv2.out_channels for stage in model.stages] == [96, 192, 384, 768]
+    assert isinstance(model.stages[0][0].downsample, nn.Sequential)  # 64 channels become 96
+
+
+def test_attention_of_a_bottleneck_stands_before_the_addition():
+    torch.manual_seed(0)
+    block = Bottleneck(8, 16, 2, 4, 2, "1x1", attention="cbam", reduction=4).eval()
+    x = torch.randn(2, 8, 9, 6)
+    out = block.bn1(block.conv1(x)).relu()
+    out = block.bn3(block.conv3(block.bn2(block.conv2(out)).relu()))
+    wanted = (block.attention(out) + block.downsample(x)).relu()
+    torch.testing.assert_close(block(x), wanted)
+    assert wanted.shape == (2, 16, 5, 3)
+    assert block.conv2.groups == 2
+
+
+def test_mobilenet_has_attention_in_27_places():
+    layers = [m for m in create_model("mobilenet_0.7", attention="cbam").modules()
+              if isinstance(m, CBAM)]  # fmt: skip
+    assert len(layers) == 27
+    hidden = {m.channels: m.channel.mixer[0].out_features for m in layers}
+    # round(C / 16), not its floor: 3 of 44, 6 of 89, 45 of 716.
+    assert hidden == {22: 1, 44: 3, 89: 6, 179: 11, 358: 22, 716: 45}
+
+
+def test_mobilenets_options_reach_its_rounded_mlps():
+    options = {"reduction": 4, "bias": False}
+    model = create_model("mobilenet_1.0", attention="cbam", attention_options=options)
+    mixer = model.conv[2].channel.mixer
+    assert (mixer[0].out_features, mixer[0].bias, mixer[2].bias) == (8, None, None)
+    model = create_model("mobilenet_1.0", attention="eca")
+    assert isinstance(model.conv[2].channel.mixer[1], nn.Conv1d)
+
+
+def test_imagenets_networks_have_a_thousand_classes_and_stages_for_a_pyramid():
+    for name, dims in (
+        ("resnet18", [64, 128, 256, 512]),
+        ("resnext50_32x4d", [256, 512, 1024, 2048]),
+        ("mobilenet_1.0", [128, 256, 512, 1024]),
+    ):
+        model = create_model(name).eval()
+        assert model.head.out_features == model.config["num_classes"] == 1000
+        maps = model.forward_features(torch.randn(1, 3, 64, 96))
+        sizes = [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+        assert [tuple(m.shape[1:]) for m in maps] == [
+            (d, *size) for d, size in zip(dims, sizes, strict=True)
+        ]
 
 
 def test_cbam_adds_what_its_formula_says():
@@ -171,6 +248,13 @@ def test_attention_stands_after_the_last_norm_and_before_the_addition():
         (lambda: create_model("cbamnet_tiny", dims=(8, 0)), "dims must be a positive integer"),
         (lambda: create_model("resnet20", dims=(8, "a")), "dims must be a positive integer"),
         (lambda: create_model("resnet9", dims=(8, 8)), "four"),
+        (lambda: create_model("resnet18", dims=(8, 8)), "dims must name the channels of 4 stages"),
+        (lambda: create_model("resnet50", stride_on="5x5"), "stride_on must be one of 1x1, 3x3"),
+        (lambda: create_model("resnet18", groups=2), "unknown option of resnet18 'groups'"),
+        (
+            lambda: create_model("mobilenet_1.0", dims=(8,)),
+            "unknown option of mobilenet_1.0 'dims'",
+        ),
         (lambda: create_model("resnet20", dims=()), "dims must name at least one stage"),
         (lambda: create_model("cbamnet_tiny", dims=()), "dims must name at least one stage"),
         (lambda: load_pretrained("resnet20_cbma"), "did you mean resnet20_cbam"),
