@@ -175,7 +175,6 @@ def _unpacked(state_dict: object) -> dict[str, Tensor]:
     for name in _CHECKPOINT:
         if isinstance(weights.get(name), Mapping):
             weights = dict(weights[name])
-            break
     if not weights:
         raise ConversionError("the state_dict is empty")
     for key, value in weights.items():
@@ -372,7 +371,7 @@ def _resnet_names(cbams: list[str], keys: list[str], source: str) -> dict[str, s
         name = layout.resnet.read(path) or ""
         if leaf not in leaves(name):
             left_over.append(key)
-        if name and path not in cbams:
+        if name:
             names[path] = name
     have = set(keys) | {join(path, layout.names[name]) for path in cbams for name in WEIGHTS}
     wanted = [

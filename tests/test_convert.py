@@ -288,6 +288,13 @@ def test_between_other_implementations_resnets_too(target):
         assert_same_bits(convert(there, target="authors"), weights)
 
 
+def test_the_authors_weights_fit_timms_resnet_with_biases():
+    with_biases = functools.partial(CbamModule, mlp_bias=True)
+    with torch.device("meta"):
+        net = timm.create_model("resnet18", num_classes=3, block_args={"attn_layer": with_biases})
+    net.load_state_dict(convert(authors_resnet18(), target="timm"), assign=True)
+
+
 def test_deeper_numbers_are_counted_right():
     with torch.device("meta"):
         net = with_cbam(torchvision.models.resnet101(num_classes=3), "authors")
@@ -361,6 +368,17 @@ def test_a_block_without_its_cbam_or_its_place_in_the_count():
     gone = [key for key in authors_resnet18() if key.startswith("layer2.")]
     with pytest.raises(ConversionError, match=r"^the ResNet lacks layer2\.0\.cbam\..* and 5 more$"):
         convert(without(authors_resnet18(), *gone))
+
+
+def test_where_no_name_differs_the_network_may_be_any():
+    """Here a ResNet-9, which has residual blocks in some stages only."""
+    weights = create_model("resnet9", attention="cbam").state_dict()
+    assert_same_bits(convert(weights), weights)
+    with pytest.raises(ConversionError, match=r"^the ResNet lacks conv\.weight, .* and has stages"):
+        convert(weights, target="timm")
+    assert "stages.1.1.attention.channel.fc1.weight" in convert(
+        weights, target="timm", rename_network=False
+    )
 
 
 def test_a_resnet_whose_cbam_has_another_name():
@@ -536,6 +554,11 @@ def test_other_networks_are_no_near_misses(name):
         (
             {"epoch": 3, "net": {}},
             "a state_dict names tensors, but 'epoch' names a value of type int; give the weights "
+            "alone, as in checkpoint['state_dict_ema']",
+        ),
+        (
+            {"model": nn.ReLU()},
+            "a state_dict names tensors, but 'model' names a value of type ReLU; give the weights "
             "alone, as in checkpoint['state_dict_ema']",
         ),
         (
