@@ -69,7 +69,80 @@ def cut_out(x: Tensor, centre: Tensor, side: int) -> Tensor:
     return x.masked_fill(hole[:, None], 0)
 
 
-class Batches:
+def share(count: int, part: tuple[int, int]) -> np.ndarray:
+    """Return the positions, in a batch of `count` images, that one of several processes takes.
+
+    Parameters
+    ----------
+    count : int
+        Images in the batch.
+    part : tuple of int
+        (r, n): the r-th, from 0, of n shares, which hold all positions once and differ in size by
+        at most one.
+
+    Returns
+    -------
+    ndarray
+        Ascending ``int64``. Shares are dealt from both ends inwards, so that where their size is
+        even, a position and its mirror, ``count - 1 - position``, are in the same one, and
+        reversing each share is reversing the batch: Mixup's pairs are those of one process.
+    """
+    mine, shares = part
+    positions = np.arange(count)
+    inwards = np.argsort(np.minimum(positions, positions[::-1]), kind="stable")
+    return np.sort(inwards[mine * count // shares : (mine + 1) * count // shares])
+
+
+class Order:
+    """Which images each batch holds, in each epoch: the part of `Batches` that sees no image.
+
+    Parameters
+    ----------
+    count : int
+        How many images there are.
+    batch_size, shuffle, drop_last, seed, part
+        As in `Batches`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ):
+        check_positive("batch_size", batch_size)
+        if drop_last and count < batch_size:
+            raise ValueError(
+                f"batch_size must be at most {count}, the number of images; got {batch_size}"
+            )
+        self.count, self.batch_size, self.part = count, batch_size, part
+        self.shuffle, self.drop_last, self.seed, self.epoch = shuffle, drop_last, seed, 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.count, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order and augmentation the next iteration has."""
+        self.epoch = epoch
+
+    def chances(self) -> np.random.Generator:
+        """Return the source of the epoch's random choices, of which the order is the first."""
+        return np.random.default_rng((self.seed, self.epoch))
+
+    def draw(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return the indices of the images of this part of each batch."""
+        order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        batches = [order[start : start + self.batch_size] for start in starts]
+        return [batch[share(len(batch), self.part)] for batch in batches]
+
+
+class Batches(Order):
     """Iterate over an `ImageSet` in batches ``(x, y)`` that never leave the device.
 
     ``x`` is ``(n, 3, H, W)`` float, normalised; ``y`` is ``(n,) int64``.
@@ -88,6 +161,8 @@ class Batches:
         Whether to leave out a last batch that is not full.
     seed : int
         With the epoch's number, the source of all chances.
+    part : tuple of int
+        (r, n) for the r-th, from 0, of n processes: it gets its share of each batch.
     device : torch.device or str
         Where the images live.
     channels_last : bool
@@ -103,42 +178,33 @@ class Batches:
         shuffle: bool = False,
         drop_last: bool = False,
         seed: int = 0,
+        part: tuple[int, int] = (0, 1),
         device: torch.device | str = "cpu",
         channels_last: bool = False,
     ):
-        check_positive("batch_size", batch_size)
-        if drop_last and len(data) < batch_size:
-            raise ValueError(
-                f"batch_size must be at most {len(data)}, the number of images; got {batch_size}"
-            )
+        super().__init__(
+            len(data), batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, part=part
+        )
         self.images, self.labels = data.images.to(device), data.labels.to(device)
-        self.batch_size, self.augmentation = batch_size, augmentation
-        self.shuffle, self.drop_last, self.seed, self.epoch = shuffle, drop_last, seed, 0
+        self.augmentation = augmentation
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order and augmentation the next iteration has."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count, device = len(self.images), self.images.device
+        count, device = self.count, self.images.device
         height, width = self.images.shape[2:]
         aug = self.augmentation or Augmentation(crop=0, flip=False)
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng = self.chances()
 
         def put(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        order = put(rng.permutation(count) if self.shuffle else np.arange(count))
+        batches = self.draw(rng)
+        # Chances are drawn for all images, so that they do not hang on the number of processes.
         shift = put(rng.integers(0, 2 * aug.crop + 1, (count, 2)))
         flip = put(rng.random(count) < 0.5 if aug.flip else np.zeros(count, bool))
         centre = put(rng.integers(0, (height, width), (count, 2)))
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        order = put(np.concatenate([np.arange(0), *batches]))  # to the device once an epoch
+        for chosen in order.split([len(batch) for batch in batches]):
             x = normalise(self.images[chosen])
             if aug.crop or aug.flip:
                 x = crop_and_flip(x, shift[chosen], flip[chosen], aug.crop)

@@ -1,0 +1,53 @@
+"""Checkpoints: written whole or not at all, read without running code, of one run only."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cbam_edu.storage import explained, replace_file
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: which, why, and what to do."""
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``checkpoint.pt``, and its history once more, readably, as ``log.jsonl``."""
+    buffer = io.BytesIO()  # torch's own writer hides what the disk says
+    torch.save({"format": 1, **state}, buffer)
+    replace_file(folder / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
+    lines = "".join(json.dumps(entry) + "\n" for entry in state["history"])
+    replace_file(folder / "log.jsonl", lambda file: file.write(lines.encode()))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `fit` left, on the CPU; no code in the file is run."""
+    with explained("read", path):
+        data = path.read_bytes()
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if state["format"] != 1:
+            raise KeyError("format")
+    except Exception as error:  # whatever torch finds wrong with the bytes
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint; move it away and train anew, or choose "
+            "another folder"
+        ) from error
+    return state
+
+
+def check_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise unless a checkpoint is of the run that is wanted, naming every difference."""
+    differences = [
+        f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} asked for"
+        for key in sorted({**saved, **wanted})
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path} is of another run ({'; '.join(differences)}); ask for the same, or choose "
+            "another folder"
+        )

@@ -1,0 +1,67 @@
+"""Measuring a network on labelled images, in one process or many."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cbam_edu.data.batches import Batches
+from cbam_edu.data.images import ImageSet
+from cbam_edu.distributed import all_sum, rank, world_size
+from cbam_edu.recipe import autocast
+
+
+class Scores(NamedTuple):
+    """Part of the images named rightly, from 0 to 1, and mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(
+    model: nn.Module, data: ImageSet, *, batch_size: int = 500, precision: str = "float32"
+) -> Scores:
+    """Measure a network on labelled images, on the device where the network is.
+
+    Processes that work together share the images, and each returns the scores on all.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Maps ``(N, 3, H, W) float`` to logits ``(N, classes)``; evaluated in evaluation mode and
+        left in the mode it had.
+    data : ImageSet
+        At least one image.
+    batch_size : int
+        Images at a time; it changes nothing but time and memory.
+    precision : {"float32", "bfloat16", "float16"}
+        Of the forward pass, by autocast.
+    """
+    device = next(model.parameters()).device
+    return measure(model, evaluation_batches(data, device, batch_size), precision)
+
+
+def evaluation_batches(data: ImageSet, device: torch.device, batch_size: int = 500) -> Batches:
+    """Return the batches on which `measure` measures: this process's share of the images."""
+    if not len(data):
+        raise ValueError(f"{data.name} has no images to evaluate on")
+    part = rank(), world_size()
+    return Batches(data, batch_size, part=part, device=device, channels_last=True)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, batches: Batches, precision: str) -> Scores:
+    """Do what `evaluate` does, on batches that can be used again."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), device=device)
+    for x, y in batches:
+        with autocast(device, precision):
+            logits = model(x)
+        loss += F.cross_entropy(logits.float(), y, reduction="sum")
+        right += (logits.argmax(1) == y).sum()
+    model.train(training)
+    right, loss = all_sum(right), all_sum(loss)
+    return Scores(right.item() / batches.count, loss.item() / batches.count)
