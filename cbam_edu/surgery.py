@@ -24,15 +24,20 @@ class Attended(nn.Module):
     before : bool
         Whether the attention comes before `body`, which in evaluation passes its input through:
         paths that stochastic depth drops in training are dropped whole.
-    mixed : bool
-        Whether ``x + mix * (attention(x) - x)`` takes the attention's place, with a learnable
-        number ``mix`` that is zero at first.
+    mix : torch.nn.Parameter, optional
+        A number: ``x + mix * (attention(x) - x)`` then takes the attention's place.
     """
 
-    def __init__(self, body: nn.Module, attention: nn.Module, *, before: bool, mixed: bool):
+    def __init__(
+        self,
+        body: nn.Module,
+        attention: nn.Module,
+        *,
+        before: bool = False,
+        mix: nn.Parameter | None = None,
+    ):
         super().__init__()
-        self.body, self.attention, self.before = body, attention, before
-        self.mix = nn.Parameter(torch.zeros(())) if mixed else None
+        self.body, self.attention, self.before, self.mix = body, attention, before, mix
 
     def _attend(self, x: Tensor) -> Tensor:
         attended: Tensor = self.attention(x)
@@ -208,11 +213,10 @@ def _named_place(graph: Graph, name: str, module: nn.Module) -> Call:
 
 
 def _attended(place: Call, attention: str, start: str, options: dict[str, Any]) -> Attended:
-    body, output = place.module, place.output
-    layer = attention_layer(attention, output.shape[1], **options)
-    new = Attended(body, layer, before=place.passes_through, mixed=start == "identity")
-    layer.to(place.device, output.dtype).train(body.training)
-    if new.mix is not None:
-        new.mix.data = new.mix.data.to(place.device, output.dtype)
+    body, like = place.module, {"device": place.device, "dtype": place.output.dtype}
+    layer = attention_layer(attention, place.output.shape[1], **options)
+    layer.to(**like).train(body.training)
+    mix = nn.Parameter(torch.zeros((), **like)) if start == "identity" else None
+    new = Attended(body, layer, before=place.passes_through, mix=mix)
     new.training = body.training  # not new.train(): the parts of a body may differ in mode
     return new
