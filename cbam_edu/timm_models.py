@@ -45,18 +45,18 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         attention = options.pop("attention", "cbam")
         attention = None if attention == "none" else attention
         model = create_model(name, attention=attention, **options)
-        small = model.image_size == 32
-        model.num_classes = model.config["num_classes"]
-        model.pretrained_cfg = model.default_cfg = {  # where timm's scripts find size and colours
+        classes, side = vars(model)["config"]["num_classes"], model.image_size
+        config = {  # where timm's scripts find size and colours
             "architecture": build.__name__,
-            "num_classes": model.num_classes,
-            "input_size": (3, model.image_size, model.image_size),
+            "num_classes": classes,
+            "input_size": (3, side, side),
             "interpolation": "bilinear",
-            "crop_pct": 1.0 if small else 0.875,
-            "mean": data.MEAN if small else IMAGENET_DEFAULT_MEAN,
-            "std": data.STD if small else IMAGENET_DEFAULT_STD,
+            "crop_pct": 1.0 if side == 32 else 0.875,
+            "mean": data.MEAN if side == 32 else IMAGENET_DEFAULT_MEAN,
+            "std": data.STD if side == 32 else IMAGENET_DEFAULT_STD,
             "classifier": "head",
         }
+        vars(model).update(num_classes=classes, pretrained_cfg=config, default_cfg=config)
         return model
 
     build.__name__ = "cbam_edu_" + name.replace(".", "_")

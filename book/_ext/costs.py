@@ -5,7 +5,6 @@ The networks are made and counted while the site is built; the published figures
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import ptflops
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cbam_edu import create_model
 from cbam_edu.complexity import Cost, count
 from cbam_edu.neighbours import ATTENTIONS
+from tables import table
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper_tables.json"
 SIZE = (3, 224, 224)
@@ -32,23 +32,6 @@ def cost(name: str, arm: str) -> Cost:
     with torch.device("meta"):
         model = create_model(name, attention=None if arm == "none" else arm)
     return count(model, SIZE)
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> nodes.table:
-    """Return a table whose first `texts` columns are words and whose others are numbers."""
-
-    def row(cells: Sequence[str]) -> nodes.row:
-        line = nodes.row()
-        for i, cell in enumerate(cells):
-            side = "text-left" if i < texts else "text-right"
-            line += nodes.entry("", nodes.paragraph("", cell), classes=[side])
-        return line
-
-    group = nodes.tgroup(cols=len(headings))
-    group += [nodes.colspec(colwidth=1) for _ in headings]
-    group += nodes.thead("", row(headings))
-    group += nodes.tbody("", *map(row, rows))
-    return nodes.table("", group, classes=["recorded-runs"])
 
 
 def paper_rows() -> list[list[str]]:
@@ -130,11 +113,12 @@ class PaperCosts(SphinxDirective):
         """Return the table, and a sentence that counts the rows that agree."""
         self.env.note_dependency(str(PAPER))
         rows = paper_rows()
-        headings = ["network", "attention", "parameters", "published, M"]
-        headings += ["multiply-accumulates", "published, G", "equal"]
-        agree = sum(row[-1] == "yes" for row in rows)
-        text = f"{agree} of {len(rows)} rows agree with the paper in every published digit."
-        return [table(headings, rows, 2), nodes.paragraph("", text)]
+        numbers = ["parameters", "paper, M", "MACs", "paper, G"]
+        shown = table(["network", "attention", *numbers], [row[:-1] for row in rows], numbers)
+        others = [f"{name} with {arm}" for name, arm, *_, equal in rows if equal == "no"]
+        text = f"{len(rows) - len(others)} of {len(rows)} rows agree in every published digit"
+        text += f"; not: {', '.join(others)}." if others else "."
+        return [shown, nodes.paragraph("", text)]
 
 
 class AttentionCosts(SphinxDirective):
@@ -142,9 +126,9 @@ class AttentionCosts(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        headings = ["attention", "parameters added", "in %", "multiply-accumulates added", "in %"]
+        numbers = ["parameters", "in %", "MACs", "in %"]
         rows = [[cell.replace("%", "") for cell in row] for row in attention_rows()]
-        return [table(headings, rows, 1)]
+        return [table(["attention", *numbers], rows, numbers)]
 
 
 class Counters(SphinxDirective):
@@ -152,7 +136,7 @@ class Counters(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        return [table(["counted by", "multiply-accumulates", "in G"], counter_rows(), 1)]
+        return [table(["counted by", "MACs", "in G"], counter_rows(), ["MACs", "in G"])]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

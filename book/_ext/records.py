@@ -13,6 +13,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+import tables
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = {  # heading: how a record's value is written
     "model": lambda r: r["model"],
@@ -61,20 +63,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(records: Sequence[dict[str, Any]]) -> nodes.table:
     """Return `records` as a table, in the order of model, arm and seed."""
-    group = nodes.tgroup(cols=len(COLUMNS))
-    group += [nodes.colspec(colwidth=1) for _ in COLUMNS]
-    group += nodes.thead("", _row(list(COLUMNS)))
     ordered = sorted(records, key=lambda r: (r["model"], r["arm"], r["data"], r["seed"]))
-    group += nodes.tbody("", *[_row([show(r) for show in COLUMNS.values()]) for r in ordered])
-    return nodes.table("", group, classes=["recorded-runs"])
-
-
-def _row(texts: Sequence[str]) -> nodes.row:
-    row = nodes.row()
-    for name, text in zip(COLUMNS, texts, strict=True):
-        classes = ["text-right"] if name in NUMBERS else ["text-left"]
-        row += nodes.entry("", nodes.paragraph("", text), classes=classes)
-    return row
+    rows = [[show(r) for show in COLUMNS.values()] for r in ordered]
+    return tables.table(list(COLUMNS), rows, NUMBERS)
 
 
 class RecordedRuns(SphinxDirective):

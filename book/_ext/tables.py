@@ -1,0 +1,40 @@
+"""Tables of counted and recorded figures, and every table within reach of the keyboard."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str]
+) -> nodes.table:
+    """Return a table; the columns whose headings are among `numbers` are set to the right."""
+
+    def row(cells: Sequence[str]) -> nodes.row:
+        line = nodes.row()
+        for heading, cell in zip(headings, cells, strict=True):
+            side = "text-right" if heading in numbers else "text-left"
+            line += nodes.entry("", nodes.paragraph("", cell), classes=[side])
+        return line
+
+    group = nodes.tgroup(cols=len(headings))
+    group += [nodes.colspec(colwidth=1) for _ in headings]
+    group += nodes.thead("", row(headings))
+    group += nodes.tbody("", *map(row, rows))
+    return nodes.table("", group, classes=["figures"])
+
+
+def _focusable(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Let the keyboard scroll tables that are wider than the screen (WCAG 2.1.1)."""
+    if "body" in context:
+        context["body"] = context["body"].replace("<table ", '<table tabindex="0" ')
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect to Sphinx."""
+    app.connect("html-page-context", _focusable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
