@@ -336,6 +336,7 @@ WHY = "(not in a ResNet of authors; rename_network=False converts the CBAMs alon
         (["conv1.weight", "fc.bias"], [], "the ResNet lacks conv1.weight, fc.bias"),
         (["bn1.running_var"], [], "the ResNet lacks bn1.running_var"),
         (["layer1.1.conv2.weight"], [], "the ResNet lacks layer1.1.conv2.weight"),
+        (["layer4.1.bn1.weight"], [], "the ResNet lacks layer4.1.bn1.weight"),
         (
             ["layer2.0.downsample.0.weight"],
             [],
