@@ -87,6 +87,13 @@ TORCHVISION = [
         "features.denseblock1.denselayer1.conv2",
         "features.denseblock4.denselayer16.conv2",
     ),
+    (  # the same of two layers a block
+        "DenseNet",
+        stages((32, 2), (32, 2), (32, 2), (32, 2)),
+        "features.denseblock1.denselayer1.conv2",
+        "features.denseblock4.denselayer2.conv2",
+    ),
+    ("alexnet", [(64, 15), (192, 7), (256, 3)], "features.1", "features.11"),
     (
         "vgg11_bn",
         [(64, 64), (128, 32), (256, 16), (512, 8), (512, 4)],
@@ -177,8 +184,8 @@ TIMM = [
 ]
 NETWORKS = [("torchvision", *row) for row in TORCHVISION] + [("timm", *row) for row in TIMM]
 # Of the others, only the places are looked at, to save time: their like is above.
-PLACED_ONLY = {"resnet50", "regnet_x_400mf", "resnet26d", "res2net50_26w_4s", "nf_resnet26"}
-PLACED_ONLY |= {"mixnet_s", "ghostnet_100", "hrnet_w18_small"}
+PLACED_ONLY = {"resnet50", "regnet_x_400mf", "densenet121", "resnet26d", "res2net50_26w_4s"}
+PLACED_ONLY |= {"nf_resnet26", "mixnet_s", "ghostnet_100", "hrnet_w18_small"}
 IN_FULL = [row for row in NETWORKS if row[1] not in PLACED_ONLY]
 SIZE = (3, 64, 64)
 
@@ -187,6 +194,8 @@ def build(library: str, name: str) -> nn.Module:
     torch.manual_seed(0)
     if library == "timm":
         model = timm.create_model(name)
+    elif name == "DenseNet":
+        model = torchvision.models.DenseNet(32, (2, 2, 2, 2))
     else:
         options = {"init_weights": False} if name.startswith("vgg") else {}  # saves seconds
         model = torchvision.models.get_model(name, **options)
@@ -280,7 +289,7 @@ def test_placed_counted_exported_removed_and_trained(library, name, maps, first,
 
 
 def test_enough_networks_are_tested_in_full():
-    libraries = [library for library, *_ in IN_FULL]
+    libraries = [library for library, name, *_ in IN_FULL if name != "DenseNet"]
     assert libraries.count("torchvision") >= 12
     assert libraries.count("timm") >= 8
 
