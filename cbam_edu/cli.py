@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import typing
@@ -15,8 +16,10 @@ import cbam_edu
 from cbam_edu import data
 from cbam_edu.attention import check_positive
 from cbam_edu.complexity import count
+from cbam_edu.data.folder import transform
 from cbam_edu.distributed import LostProcessError, processes, rank, speaker, world_size
 from cbam_edu.experiment import record
+from cbam_edu.export import FORMATS, TOLERANCE, export
 from cbam_edu.models import (
     create_model,
     list_models,
@@ -86,15 +89,20 @@ def train(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     check_name("model", args.model, list_models())  # before any data is fetched
     options = _attention(args)
-    training = data.load(args.data, "train", folder=args.data_dir)
+    images = functools.partial(
+        data.load, args.data, folder=args.data_dir, size=args.size, workers=args.workers
+    )
+    training: data.ImageSet | data.PictureFolder = images("train")
     if args.validate:
-        training, test = training.holdout(len(training) // len(training.classes) // 10)
+        counts = training.labels.bincount(minlength=len(training.classes))
+        training, test = training.holdout([max(1, n // 10) for n in counts.tolist()])
     else:
-        test = data.load(args.data, "test", folder=args.data_dir)
+        test = images("test")
     torch.manual_seed(recipe.seed)
     model = create_model(args.model, len(training.classes), **options)
     arm = vars(model)["config"]["attention"] or "none"
-    out = args.out or Path("runs") / f"{args.model}_{arm}_{recipe.seed}"
+    source = "" if isinstance(training, data.ImageSet) else f"{training.name}_"
+    out = args.out or Path("runs") / f"{source}{args.model}_{arm}_{recipe.seed}"
     with processes(device) as device:
         if first := rank() == 0:
             many = f", in {world_size()} processes" if world_size() > 1 else ""
@@ -105,7 +113,7 @@ def train(args: argparse.Namespace) -> None:
         )
     if not first:
         return
-    save_model(model, out / "model.safetensors", classes=training.classes, data=training.name)
+    save_model(model, out / "model.safetensors", classes=training.classes, **training.about())
     line = record(
         args.study,
         model,
@@ -113,6 +121,7 @@ def train(args: argparse.Namespace) -> None:
         history,
         data=training.name,
         images=(len(training), len(test)),
+        size=training.size,
         device=device,
     )
     replace_file(out / "record.jsonl", lambda f: f.write((json.dumps(line) + "\n").encode()))
@@ -122,8 +131,15 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a trained network."""
-    test = data.load(args.data, "test", folder=args.data_dir)
-    scores = evaluate(_network(args).to(choose_device(args.device)), test)
+    model = _network(args)
+    about = vars(model)["about"]
+    size = None if args.data in data.NAMES else about.get("size")
+    test = data.load(args.data, "test", folder=args.data_dir, size=size, workers=args.workers)
+    if isinstance(test, data.PictureFolder) != ("size" in about):
+        wanted = "a folder of pictures" if "size" in about else " or ".join(data.NAMES)
+        raise ValueError(f"{args.model} was trained on other images; measure it on {wanted}")
+    data.check_classes(test.name, test.classes, about.get("classes", data.CLASSES))
+    scores = evaluate(model.to(choose_device(args.device)), test)
     print(
         f"{scores.accuracy:.2%} of {len(test):,} test images of {test.name}, loss {scores.loss:.4f}"
     )
@@ -133,10 +149,16 @@ def predict(args: argparse.Namespace) -> None:
     """Name what is in pictures."""
     check_positive("top", args.top)
     model = _network(args)
-    classes = vars(model)["about"].get("classes", data.CLASSES)
-    images = torch.stack([data.read_image(path) for path in args.images])
+    about = vars(model)["about"]
+    classes = about.get("classes", data.CLASSES)
+    if "size" in about:  # it was trained on a folder of pictures
+        prepare = transform(about["size"])
+        images = torch.stack([prepare(data.open_picture(path)) for path in args.images])
+        x = data.normalise(images, about["mean"], about["std"])
+    else:
+        x = data.normalise(torch.stack([data.read_image(path) for path in args.images]))
     with torch.no_grad():
-        chances = model(data.normalise(images)).softmax(1)
+        chances = model(x).softmax(1)
     for path, row in zip(args.images, chances, strict=True):
         best = row.topk(min(args.top, len(classes)))
         named = ", ".join(
@@ -144,6 +166,20 @@ def predict(args: argparse.Namespace) -> None:
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         print(f"{path}: {named}")
+
+
+def export_command(args: argparse.Namespace) -> None:
+    """Write a network to a file that other programs run, and compare it with the network."""
+    check_name("format", args.format, list(FORMATS))
+    kind = FORMATS[args.format]
+    out = args.out or Path(args.model).with_suffix(kind.suffix)
+    if out.exists():
+        raise ValueError(f"{out} is there already; move it away, or choose another file (--out)")
+    difference = export(_network(args), out, args.format)
+    print(
+        f"{out}: {kind.words}; its logits differ from the network's by {difference:.1e} of the "
+        f"largest ({TOLERANCE:.0e} is allowed)"
+    )
 
 
 def download(args: argparse.Namespace) -> None:
@@ -235,10 +271,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add_data(command: argparse.ArgumentParser, default: str) -> None:
         command.add_argument(
-            "--data", default=default, help=f"{', '.join(data.NAMES)} (default: {default})"
+            "--data",
+            default=default,
+            metavar="NAME|FOLDER",
+            help=f"{', '.join(data.NAMES)}, or a folder of pictures, train/CLASS/*.jpg and "
+            f"val/CLASS/*.jpg (default: {default})",
         )
         command.add_argument(
             "--data-dir", type=Path, help="folder of CIFAR-10 (default: the user's cache)"
+        )
+        command.add_argument(
+            "--workers",
+            type=int,
+            help="processes that read a folder's pictures ahead (default: 4, or one a core)",
         )
 
     def add_device(command: argparse.ArgumentParser) -> None:
@@ -262,7 +307,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_data(command, "cifar10")
     add_device(command)
     command.add_argument(
-        "--out", type=Path, help="folder of the run (default: runs/MODEL_ARM_SEED)"
+        "--size", type=int, help="side of the images made of a folder's pictures (default: 224)"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the run (default: runs/MODEL_ARM_SEED, FOLDER_ before a folder's)",
     )
     command.add_argument(
         "--resume", action="store_true", help="go on from the folder's checkpoint, if there is one"
@@ -284,6 +334,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_network(command)
     command.add_argument("--top", type=int, default=3, help="classes to name (default: 3)")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+
+    command = add("export", export_command, "write a network for other programs")
+    add_network(command)
+    command.add_argument("--format", default="onnx", help=f"{' or '.join(FORMATS)} (default: onnx)")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: the model's name, .onnx or .pt2"
+    )
 
     command = add("download", download, "fetch CIFAR-10")
     command.add_argument("--data-dir", type=Path, help="where to (default: the user's cache)")

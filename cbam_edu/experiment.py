@@ -51,6 +51,7 @@ def record(
     *,
     data: str,
     images: tuple[int, int],
+    size: int = 32,
     device: torch.device,
 ) -> dict[str, Any]:
     """Describe a finished run in one dictionary of plain values, for a line of JSON.
@@ -69,6 +70,8 @@ def record(
         The name of the images.
     images : tuple of int
         How many it was trained on and measured on.
+    size : int
+        The side of an image.
     device : torch.device
         Where.
 
@@ -79,7 +82,7 @@ def record(
         steps; `multiply_accumulates` is for one image.
     """
     config: dict[str, Any] = vars(model)["config"]
-    cost = count(model)
+    cost = count(model, (3, size, size))
     last = history[-1]
     return {
         "study": study,

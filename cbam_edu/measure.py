@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cbam_edu.data.batches import Batches
-from cbam_edu.data.images import ImageSet
+from cbam_edu.data import Batches, FolderBatches, ImageSet, PictureFolder, in_batches
 from cbam_edu.distributed import all_sum, rank, world_size
 from cbam_edu.recipe import autocast
 
@@ -20,7 +19,11 @@ class Scores(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, data: ImageSet, *, batch_size: int = 500, precision: str = "float32"
+    model: nn.Module,
+    data: ImageSet | PictureFolder,
+    *,
+    batch_size: int | None = None,
+    precision: str = "float32",
 ) -> Scores:
     """Measure a network on labelled images, on the device where the network is.
 
@@ -31,10 +34,11 @@ def evaluate(
     model : torch.nn.Module
         Maps ``(N, 3, H, W) float`` to logits ``(N, classes)``; evaluated in evaluation mode and
         left in the mode it had.
-    data : ImageSet
+    data : ImageSet or PictureFolder
         At least one image.
-    batch_size : int
-        Images at a time; it changes nothing but time and memory.
+    batch_size : int, optional
+        Images at a time; it changes nothing but time and memory. Default: 500, or 64 of a folder,
+        whose images are large.
     precision : {"float32", "bfloat16", "float16"}
         Of the forward pass, by autocast.
     """
@@ -42,16 +46,20 @@ def evaluate(
     return measure(model, evaluation_batches(data, device, batch_size), precision)
 
 
-def evaluation_batches(data: ImageSet, device: torch.device, batch_size: int = 500) -> Batches:
+def evaluation_batches(
+    data: ImageSet | PictureFolder, device: torch.device, batch_size: int | None = None
+) -> Batches | FolderBatches:
     """Return the batches on which `measure` measures: this process's share of the images."""
     if not len(data):
         raise ValueError(f"{data.name} has no images to evaluate on")
+    if batch_size is None:
+        batch_size = 500 if isinstance(data, ImageSet) else 64
     part = rank(), world_size()
-    return Batches(data, batch_size, part=part, device=device, channels_last=True)
+    return in_batches(data, batch_size, part=part, device=device, channels_last=True)
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Batches, precision: str) -> Scores:
+def measure(model: nn.Module, batches: Batches | FolderBatches, precision: str) -> Scores:
     """Do what `evaluate` does, on batches that can be used again."""
     device, training = next(model.parameters()).device, model.training
     model.eval()

@@ -20,8 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cbam_edu.checkpoint import CheckpointError, check_same, read_checkpoint, write_checkpoint
-from cbam_edu.data.batches import Augmentation, Batches
-from cbam_edu.data.images import ImageSet
+from cbam_edu.data import Augmentation, ImageSet, PictureFolder, check_classes, in_batches
 from cbam_edu.distributed import all_sum, broadcast_buffers, rank, world_size
 from cbam_edu.measure import Scores, evaluate, evaluation_batches, measure
 from cbam_edu.recipe import Recipe, autocast, make_optimizer, parameter_groups
@@ -63,10 +62,10 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 def fit(
     model: nn.Module,
-    train: ImageSet,
+    train: ImageSet | PictureFolder,
     recipe: Recipe | None = None,
     *,
-    test: ImageSet | None = None,
+    test: ImageSet | PictureFolder | None = None,
     device: torch.device | str = "cpu",
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -84,11 +83,11 @@ def fit(
     ----------
     model : torch.nn.Module
         Maps ``(N, 3, H, W) float`` to logits ``(N, classes)``; moved to `device`.
-    train : ImageSet
+    train : ImageSet or PictureFolder
         What it learns from.
     recipe : Recipe, optional
         How.
-    test : ImageSet, optional
+    test : ImageSet or PictureFolder, optional
         Measured after every epoch; nothing is chosen by it.
     device : torch.device or str
         Where to train.
@@ -112,7 +111,8 @@ def fit(
     CheckpointError
         For a checkpoint of another run, a damaged one, or one that would be overwritten.
     ValueError
-        For a batch that the processes cannot share evenly, or that is larger than `train`.
+        For a batch that the processes cannot share evenly, or that is larger than `train`, for
+        test images of other classes, or a picture that cannot be read.
     DivergenceError
         When the loss is no longer finite; `out` keeps the checkpoint before.
     """
@@ -122,7 +122,10 @@ def fit(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
     run = _Run(model, train, recipe, device)
-    batches = None if test is None else evaluation_batches(test, device)
+    batches = None
+    if test is not None:
+        check_classes(test.name, test.classes, train.classes)
+        batches = evaluation_batches(test, device)
     folder = None if out is None else make_folder(out)
     if folder:
         run.open(folder, resume)
@@ -155,8 +158,14 @@ def _line(entry: dict[str, float], epochs: int) -> str:
 class _Run:
     """All that changes while a network is trained, so that a checkpoint is all of it."""
 
-    def __init__(self, model: nn.Module, train: ImageSet, recipe: Recipe, device: torch.device):
-        self.model, self.recipe, self.device, self.name = model, recipe, device, train.name
+    def __init__(
+        self,
+        model: nn.Module,
+        train: ImageSet | PictureFolder,
+        recipe: Recipe,
+        device: torch.device,
+    ):
+        self.model, self.recipe, self.device, self.about = model, recipe, device, train.about()
         # Each process takes an equal share of the batch, of whole pairs where Mixup makes pairs.
         shares = world_size() * (2 if recipe.mixup and world_size() > 1 else 1)
         if recipe.batch_size % shares:
@@ -164,7 +173,7 @@ class _Run:
                 f"batch_size must be a multiple of {shares}, for {world_size()} processes"
                 f"{' and mixup' if recipe.mixup else ''}; got {recipe.batch_size}"
             )
-        self.batches = Batches(
+        self.batches = in_batches(
             train,
             recipe.batch_size,
             augmentation=Augmentation(recipe.crop, recipe.flip, recipe.cutout),
@@ -218,7 +227,7 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run the one it is."""
-        return {**asdict(self.recipe), **getattr(self.model, "config", {}), "data": self.name}
+        return {**asdict(self.recipe), **getattr(self.model, "config", {}), **self.about}
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, in the first process; it tells nothing of how many there are."""

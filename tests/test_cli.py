@@ -200,6 +200,8 @@ def test_download_says_where(capsys, monkeypatch, tmp_path):
         (["train", "--model", "resnet201"], 2, "unknown model 'resnet201'; did you mean resnet20"),
         (["train", *FAST, "--attention", "cbma"], 2, "unknown attention 'cbma'; did you mean cbam"),
         (["train", "--model", "resnet20", "--data", "cifar"], 2, "unknown data set 'cifar'"),
+        (["train", *FAST, "--size", "64"], 2, "size and workers are for a folder of pictures"),
+        (["train", "--model", "resnet20", "--data", "{none}"], 2, "(nor is there a folder of"),
         (["train", *FAST, "--device", "tpu9"], 2, "device 'tpu9' is not to be had here"),
         (["train", *FAST, "--lr", "-1"], 2, "lr must be from 0"),
         (["train", *FAST, "--batch-size", "4000"], 2, "batch_size must be at most 1000"),

@@ -1,7 +1,9 @@
 """Labelled images in memory, and the numbers that a network sees instead of pixels."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,41 +43,94 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def size(self) -> int:
+        """Return the height of the images, in pixels."""
+        return self.images.shape[2]
+
     def subset(self, indices: Tensor) -> "ImageSet":
         """Return the images at `indices`, ``(M,) int64``, in that order."""
         masks = None if self.masks is None else self.masks[indices]
         return replace(self, images=self.images[indices], labels=self.labels[indices], masks=masks)
 
-    def holdout(self, per_class: int, seed: int = 0) -> tuple["ImageSet", "ImageSet"]:
-        """Split off `per_class` random images of each class, to tune on: (rest, held out).
+    def holdout(
+        self, per_class: int | Sequence[int], seed: int = 0
+    ) -> tuple["ImageSet", "ImageSet"]:
+        """Split off random images, to tune on: (rest, held out).
 
-        With CIFAR-10's training images and ``per_class=500``, this is 45,000/5,000.
+        `per_class` is how many of each class, or for each class how many. With CIFAR-10's training
+        images and ``per_class=500``, this is 45,000/5,000.
         """
-        rng = np.random.default_rng(seed)
-        labels = self.labels.numpy()
-        held = np.zeros(len(self), bool)
-        for label in range(len(self.classes)):
-            members = np.flatnonzero(labels == label)
-            if len(members) <= per_class:
-                raise ValueError(
-                    f"per_class must be below {len(members)}, the number of images of class "
-                    f"{self.classes[label]!r}; got {per_class}"
-                )
-            held[rng.choice(members, per_class, replace=False)] = True
-        rest, out = (torch.from_numpy(np.flatnonzero(m)) for m in (~held, held))
-        return self.subset(rest), self.subset(out)
+        rest, held = split_off(self.labels, self.classes, per_class, seed)
+        return self.subset(rest), self.subset(held)
+
+    def about(self) -> dict[str, Any]:
+        """Return what a network that was trained on these images must be told of others."""
+        return {"data": self.name}
 
 
-def normalise(images: Tensor) -> Tensor:
+def split_off(
+    labels: Tensor, classes: Sequence[str], per_class: int | Sequence[int], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Choose `per_class` random images of each class; return the others' indices, and theirs."""
+    rng = np.random.default_rng(seed)
+    counts = [per_class] * len(classes) if isinstance(per_class, int) else per_class
+    held = np.zeros(len(labels), bool)
+    for label, (name, count) in enumerate(zip(classes, counts, strict=True)):
+        members = np.flatnonzero(labels.numpy() == label)
+        if len(members) <= count:
+            raise ValueError(
+                f"per_class must be below {len(members)}, the number of images of class "
+                f"{name!r}; got {count}"
+            )
+        held[rng.choice(members, count, replace=False)] = True
+    rest, chosen = (torch.from_numpy(np.flatnonzero(m)) for m in (~held, held))
+    return rest, chosen
+
+
+def check_classes(name: str, got: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise ValueError unless the classes of the images `name` are those of the network."""
+    if list(got) == list(wanted):
+        return
+
+    def few(names: list[str]) -> str:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return ", ".join(names[:5]) + more or "none"
+
+    lacking, unknown = ([c for c in a if c not in b] for a, b in ((wanted, got), (got, wanted)))
+    raise ValueError(
+        f"the classes to measure on, of {name}, are not those that were trained; lacking: "
+        f"{few(lacking)}; unknown: {few(unknown)}"
+    )
+
+
+def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """Turn pixels, ``(N, 3, H, W) uint8``, into what the networks are trained on.
 
-    Returns ``(N, 3, H, W) float32``: pixels over 255, minus `MEAN`, over `STD`.
+    Returns ``(N, 3, H, W) float32``: pixels over 255, minus `mean`, over `std`, both per channel.
     """
-    mean, std = (
+    centre, scale = (
         torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
-        for v in (MEAN, STD)
+        for v in (mean, std)
     )
-    return (images.float() / 255 - mean) / std
+    return (images.float() / 255 - centre) / scale
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture of any kind that Pillow knows, in RGB, turned as its camera says.
+
+    Raises as `read_image` does.
+    """
+    with explained("read", path):
+        try:
+            with Image.open(path) as picture:
+                return ImageOps.exif_transpose(picture).convert("RGB")
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} is not a picture that can be read: {error}") from error
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken ones
+            if getattr(error, "errno", None) is not None:  # the file system's, not the decoder's
+                raise
+            raise ValueError(f"{path} is a damaged picture: {error}") from error
 
 
 def read_image(path: str | os.PathLike[str], size: int = 32) -> Tensor:
@@ -90,15 +145,5 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> Tensor:
     ValueError
         For a file that is no picture, a damaged one, or one of absurd size.
     """
-    with explained("read", path):
-        try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-                small = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a picture that can be read: {error}") from error
-        except OSError as error:
-            if error.errno is not None:  # the file system's, not the decoder's
-                raise
-            raise ValueError(f"{path} is a damaged picture: {error}") from error
+    small = ImageOps.fit(open_picture(path), (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
