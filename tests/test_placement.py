@@ -59,7 +59,8 @@ def rexnet(n: Network, x: Tensor) -> Tensor:
 
 def dual_path(n: Network, x: Tensor) -> Tensor:
     """DPN: some channels of the whole map that the branch comes from."""
-    return n.b(n.a(x))[:, :4] + x[:, :4]
+    swapped = torch.cat([x[:, 4:], x[:, :4]], 1)
+    return n.b(n.a(x) * swapped)[:, :4] + x[:, :4]
 
 
 def gated_from_afar(n: Network, x: Tensor) -> Tensor:
@@ -90,6 +91,7 @@ def two_of_one(n: Network, x: Tensor) -> Tensor:
         (lambda n, x: n.scale * n.a(x) + x, ["a"]),  # before the layer scale
         (lambda n, x: n.identity(n.scale * n.a(x)) + x, ["a"]),
         (lambda n, x: 0.2 * n.a(x) + x, ["a"]),
+        (lambda n, x: n.identity(0.2 * n.a(x)) + x, ["a"]),
         (lambda n, x: sum([n.a(x), x]), ["a"]),
         (padded_shortcut, ["down"]),
         (rexnet, ["b"]),
@@ -126,7 +128,7 @@ def streams(n: Network, x: Tensor) -> Tensor:
     """HRNet: two streams with blocks of their own meet; the longer one is no branch."""
     high, low = x + n.a(x), n.down(x)
     low = low + n.c(n.b(low))
-    return high + n.up(low), n.pool(high) + low
+    return high + n.up(low), n.pool(high) + n.d(low)
 
 
 def pyramid(n: Network, x: Tensor) -> Tensor:
@@ -168,8 +170,12 @@ def test_an_addition_that_ends_no_block(way, expected):
         lambda n, x: torch.cat([x, n.up(n.down(x))], 1),  # U-Net
         lambda n, x: torch.cat([x, n.transposed(n.down(x))], 1),
         lambda n, x: F.max_pool2d(n.a(x), 3, 1, 1),  # halves nothing
+        lambda n, x: F.max_pool2d(n.a(F.adaptive_avg_pool2d(x, 1)), 3, 1, 1),
         lambda n, x: F.avg_pool2d(n.a(x), 16),  # the last, over all
         lambda n, x: F.adaptive_avg_pool2d(n.a(x), 8),
+        lambda n, x: [y := F.conv2d(x, n.a.weight, padding=1), x + y][
+            0
+        ],  # the network's own output
         lambda n, x: x.permute(0, 2, 3, 1) + n.b(n.a(x)).permute(0, 2, 3, 1),  # channels last
     ],
 )
@@ -195,6 +201,12 @@ def reduction(n: Network, x: Tensor) -> Tensor:
     return torch.cat([n.pool(y), n.down(y)], 1)
 
 
+def two_widths(n: Network, x: Tensor) -> Tensor:
+    """One ReLU before each pooling, for 8 channels and for 16."""
+    y = n.pool(n.relu(n.a(x)))
+    return n.pool(n.relu(torch.cat([y, y], 1)))
+
+
 @pytest.mark.parametrize(
     ("way", "expected"),
     [
@@ -207,6 +219,7 @@ def reduction(n: Network, x: Tensor) -> Tensor:
         (lambda n, x: F.max_pool2d(n.a(x)[:, :, 1:, 1:], 3, 2, ceil_mode=True), ["a"]),  # 15 to 7
         (lambda n, x: F.max_pool2d(n.a(x)[:, :, 1:, 1:], 2, 2, ceil_mode=True), ["a"]),  # 15 to 8
         (reduction, ["a"]),
+        (two_widths, ["a"]),
     ],
 )
 def test_before_a_pooling(way, expected):
@@ -244,6 +257,21 @@ def test_a_stages_end_is_behind_the_activation():
 
     assert places(way, stage_ends=True) == ["relu"]
     assert places(lambda n, x: n.pool(n.a(x)), stage_ends=True) == ["a"]
+
+
+def test_a_stages_end_that_others_use_as_well_is_before_the_activation():
+    def way(n, x):
+        y = x + n.a(x)
+        z = n.down(n.relu(y)) + n.pool(y)
+        return z + n.d(n.c(z))
+
+    with pytest.raises(ValueError, match=r"resolution drops \(1 seen, none behind a module\)"):
+        places(way, stage_ends=True)
+
+
+def test_sequences_are_no_maps():
+    with pytest.raises(ValueError, match=r"since they parted \(none seen\)"):
+        places(lambda n, x: n.a(x).flatten(2) + x.flatten(2))
 
 
 def test_a_place_that_no_module_gives():
