@@ -145,6 +145,13 @@ def fit(
     return run.history
 
 
+def _with_joined_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network, or a copy whose BatchNorms see the whole batch of many processes."""
+    if world_size() == 1 or device.type != "cuda":  # PyTorch has them on GPUs only
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+
+
 def _line(entry: dict[str, float], epochs: int) -> str:
     text = (
         f"epoch {entry['epoch']:3d}/{epochs}  loss {entry['loss']:.4f}  "
@@ -165,7 +172,8 @@ class _Run:
         recipe: Recipe,
         device: torch.device,
     ):
-        self.model, self.recipe, self.device, self.about = model, recipe, device, train.about()
+        self.model, self.recipe = _with_joined_norms(model, device), recipe
+        self.device, self.about = device, train.about()
         # Each process takes an equal share of the batch, of whole pairs where Mixup makes pairs.
         shares = world_size() * (2 if recipe.mixup and world_size() > 1 else 1)
         if recipe.batch_size % shares:
@@ -184,8 +192,6 @@ class _Run:
             device=device,
             channels_last=recipe.channels_last,
         )
-        if world_size() > 1 and device.type == "cuda":  # on CPUs it is not to be had
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.average = (

@@ -13,7 +13,7 @@ import torch
 import cbam_edu
 import test_train as t
 import together
-from cbam_edu import cli, distributed
+from cbam_edu import cli, distributed, train
 from cbam_edu.checkpoint import read_checkpoint
 from cbam_edu.data import load
 from cbam_edu.data.batches import Batches, share
@@ -159,6 +159,12 @@ def test_all_processes_end_with_the_first_ones_network(two):
         assert loss == pytest.approx(scores.loss, rel=1e-5)
 
 
+def test_one_process_writes_and_each_has_chances_of_its_own(two):
+    first, second = two[1]
+    assert (first["written"], second["written"]) == (3, 0)  # before the two epochs, after each
+    assert second["seed"] == first["seed"] + 1  # of dropout
+
+
 def test_what_processes_cannot_do_is_told_to_each(two):
     for process in two[1]:
         odd, pairs, diverged, taken, private = process["told"]
@@ -209,6 +215,25 @@ sys.exit(cli.main())
     lost = "cbam-edu: process 0 of 2: another process has ended; its own error says why"
     assert rest in ([], [lost])
     assert "epoch" not in done.stdout
+
+
+@pytest.mark.parametrize(("device", "processes"), [("cuda", 2), ("cuda", 1), ("cpu", 2)])
+def test_norms_are_joined_on_gpus_in_a_copy(monkeypatch, device, processes):
+    monkeypatch.setattr(train, "world_size", lambda: processes)
+    model = t.network()
+    joined = train._with_joined_norms(model, torch.device(device))
+    kinds = {type(m) for m in model.modules()}
+    assert torch.nn.SyncBatchNorm not in kinds
+    if (device, processes) != ("cuda", 2):
+        assert joined is model
+        return
+    assert {type(m) for m in joined.modules()} == kinds - {torch.nn.BatchNorm2d} | {
+        torch.nn.SyncBatchNorm
+    }
+    assert t.same(t.weights(joined), t.weights(model))
+    assert joined.config == model.config
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(joined.eval()(x), model.eval()(x))
 
 
 # Joining

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 import test_train as t
-from cbam_edu import cli
+from cbam_edu import cli, train
 from cbam_edu.distributed import processes, rank
 from cbam_edu.train import DivergenceError, _Run, evaluate, fit
 
@@ -88,8 +88,11 @@ def main(folder):
     result = {name: trained(name) for name in RECIPES}
     result["resumed"] = resumed(folder / "by one, then two")
     interrupted(folder / "by two, then one")
+    write, written = train.write_checkpoint, []
+    train.write_checkpoint = lambda *args: written.append(write(*args))
     model = t.network()  # with BatchNorm
     fit(model, t.toy(), t.but(ema=0.5), out=folder / "norm", progress=False)
+    result |= {"written": len(written), "seed": torch.initial_seed()}
     scores = evaluate(model, t.toy(3), batch_size=2)  # one batch has nothing for process 1
     result["norm"] = {"weights": t.weights(model), "scores": tuple(scores)}
     result["told"] = [
