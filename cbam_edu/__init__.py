@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from cbam_edu.attention import CBAM, ChannelAttention, SpatialAttention
 from cbam_edu.models import create_model, list_models, load_model, load_pretrained, save_model
 from cbam_edu.neighbours import BAM, ECA, SqueezeExcitation, attention_layer
+from cbam_edu.surgery import add_attention, remove_attention
 
 __all__ = [
     "BAM",
@@ -13,10 +14,12 @@ __all__ = [
     "ChannelAttention",
     "SpatialAttention",
     "SqueezeExcitation",
+    "add_attention",
     "attention_layer",
     "create_model",
     "list_models",
     "load_model",
     "load_pretrained",
+    "remove_attention",
     "save_model",
 ]
