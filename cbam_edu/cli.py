@@ -84,7 +84,10 @@ def _network(args: argparse.Namespace) -> nn.Module:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train a network and leave weights, checkpoint, log and record in a folder."""
+    """Train a network and leave weights, checkpoint, log and record in a folder.
+
+    In many processes: torchrun --nproc-per-node N -m cbam_edu train ...
+    """
     recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
     device = choose_device(args.device)
     check_name("model", args.model, list_models())  # before any data is fetched
@@ -365,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except KeyboardInterrupt:
         hint = "; --resume goes on from the last whole epoch" if args.run is train else ""
-        print(f"\ncbam-edu: stopped{hint}", file=sys.stderr)
+        print(f"\ncbam-edu: {speaker()}stopped{hint}", file=sys.stderr)
         return INTERRUPTED
     except (DivergenceError, LostProcessError, OSError) as error:
         print(f"cbam-edu: {speaker()}{error}", file=sys.stderr, flush=True)

@@ -1,6 +1,9 @@
-"""How a network is trained: a recipe, and the optimizer that follows from it."""
+"""How a network is trained: a recipe, and what follows from it for torch."""
 
+import contextlib
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,3 +145,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which the forward pass has the recipe's precision."""
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Allow only deterministic algorithms inside, if `wanted`; restore what was set before."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

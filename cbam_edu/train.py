@@ -1,12 +1,11 @@
 """Training: one loop, for one process or many."""
 
-import contextlib
 import copy
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from cbam_edu.checkpoint import CheckpointError, check_same, read_checkpoint, wr
 from cbam_edu.data import Augmentation, ImageSet, PictureFolder, check_classes, in_batches
 from cbam_edu.distributed import all_sum, broadcast_buffers, rank, world_size
 from cbam_edu.measure import Scores, evaluate, evaluation_batches, measure
-from cbam_edu.recipe import Recipe, autocast, make_optimizer, parameter_groups
+from cbam_edu.recipe import Recipe, autocast, deterministic, make_optimizer, parameter_groups
 from cbam_edu.storage import make_folder
 
 __all__ = [
@@ -41,23 +40,6 @@ __all__ = [
 
 class DivergenceError(RuntimeError):
     """The loss is no longer a finite number; the last good checkpoint is kept."""
-
-
-@contextlib.contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Allow only deterministic algorithms inside, if `wanted`; restore what was set before."""
-    if not wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
 
 
 def fit(
