@@ -155,7 +155,7 @@ def _difference(model: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
     for batch in (1, 3):
         height, width = (33 + torch.randperm(64, generator=generator)[:2]).tolist()
         image = torch.randn(batch, 3, height, width, generator=generator)
-        with torch.no_grad():
+        with _explained(model), torch.no_grad():
             wanted, got = model(image), run(image)
         if not isinstance(wanted, Tensor) or not wanted.isfinite().all():
             raise ExportError(

@@ -141,6 +141,36 @@ def test_predict_takes_a_trained_file(trained, tmp_path, capsys):
     assert sum(name in out for name in data.CLASSES) == 3
 
 
+def test_export_writes_what_gives_the_same_and_overwrites_nothing(trained, capsys):
+    model = trained / "model.safetensors"
+    words = ["export", "--model", model, "--format", "torch-export"]
+    code, out, err = run(capsys, *words)
+    file = model.with_suffix(".pt2")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{file}: torch.export of torch {torch.__version__}; its logits differ ")
+    images = torch.randn(2, 3, 40, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.export.load(file).module()(images), load_model(model)(images)
+        )
+    before = file.read_bytes()
+    code, _, err = run(capsys, *words)
+    assert (code, file.read_bytes()) == (2, before)
+    assert err == (
+        f"cbam-edu: {file} is there already; move it away, or choose another file (--out)\n"
+    )
+
+
+def test_export_says_the_opset(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["export", "--model", trained / "model.safetensors", "--out", "a.onnx"]
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    assert out.startswith("a.onnx: ONNX, opset 20; its logits differ from the network's by ")
+    assert out.endswith(" of the largest (1e-05 is allowed)\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
 def test_models_lists_all(capsys):
     code, out, _ = run(capsys, "models")
     assert code == 0
@@ -213,6 +243,10 @@ def test_download_says_where(capsys, monkeypatch, tmp_path):
         (["predict", "--model", "{none}.safetensors", "{file}"], 1, "it does not exist"),
         (["predict", "--top", "0", "{file}"], 2, "top must be a positive integer"),
         (["evaluate", "--data-dir", "{none}", "--data", "nope"], 2, "unknown data set"),
+        (["export", "--format", "onxx"], 2, "unknown format 'onxx'; did you mean onnx"),
+        (["export", "--model", "resnet20_cbm"], 2, "did you mean resnet20_cbam"),
+        (["export", "--model", "{none}.safetensors"], 1, "it does not exist"),
+        (["export", "--out", "{none}/a.onnx"], 1, "cannot write"),
     ],
 )
 def test_wrong_words_are_told_in_one_line(tmp_path, capsys, monkeypatch, words, code, message):
