@@ -124,7 +124,7 @@ def detect(state_dict: Mapping[str, Any]) -> str:
 def cbam_options(
     state_dict: Mapping[str, Any], source: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return the arguments of `cbam_edu.CBAM` that the weights of each CBAM need.
+    """Return the arguments of `cbam_edu.attention.CBAM` that the weights of each CBAM need.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The networks of `list_models` in timm's registry, with "cbam_edu_" before their names.
+"""The networks of `list_models` in the registry of timm, each with ``cbam_edu_`` before its name.
 
 Importing this module registers them, so that ``timm.create_model("cbam_edu_resnet50")`` works. A
 script of timm's, which does not import it, is run through it; what follows is the script's::
