@@ -204,7 +204,7 @@ def table(records: dict[Key, dict[str, Any]], models: list[str]) -> str:
 
 
 def version() -> dict[str, str]:
-    """Return torch's version and the last commit that changed the networks, "-dirty" if more did."""
+    """Return torch's version and the last commit of the networks, "-dirty" if they changed."""
 
     def git(*words: str) -> str:
         rooms = [f"cbam_edu/{room}" for room in ("attention.py", "neighbours.py", "models")]
