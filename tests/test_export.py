@@ -120,6 +120,14 @@ def test_networks_give_what_they_gave_before(name, options, tmp_path):
         assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
+def test_the_smallest_images_are_not_refused():
+    model = create_model("resnet20", dims=(4, 4, 4)).eval()
+    program = trace(model).module()
+    for shape in ((1, 3, 1, 1), (2, 3, 2, 3), (1, 3, 4, 1), (3, 3, 5, 4)):
+        images = torch.randn(shape)
+        assert torch.equal(program(images), model(images))
+
+
 # ---- What the file says of itself
 
 
