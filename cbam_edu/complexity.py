@@ -9,7 +9,6 @@ pooling and the gates' products are not: they are few, though by the clock they 
 import copy
 from typing import NamedTuple
 
-import ptflops
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -79,6 +78,8 @@ def _without_numbers(model: nn.Module) -> nn.Module:
 
 def _multiply_accumulates(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Count by ptflops, whose aten backend sees every convolution and matrix product."""
+    import ptflops  # here, for it brings torchvision and timm along where they are: seconds
+
     counted, _ = ptflops.get_model_complexity_info(
         model, shape[1:], backend="aten", as_strings=False, print_per_layer_stat=False
     )

@@ -170,6 +170,14 @@ def test_export_says_the_opset(trained, tmp_path, capsys, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
+def test_starting_brings_nothing_that_takes_seconds():
+    """ptflops brings torchvision and timm along, these torch's compiler: 4 s for every command."""
+    heavy = ["ptflops", "torchvision", "timm", "sympy", "torch._dynamo", "matplotlib", "onnx"]
+    code = f"import cbam_edu.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_models_lists_all(capsys):
     code, out, _ = run(capsys, "models")
     assert code == 0
