@@ -9,12 +9,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import address
 import cbam_edu
+from cbam_edu import CBAM, remove_attention
 from notebook_cells import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -163,7 +165,7 @@ def readme_blocks():
 
 
 def test_the_example_of_the_readme_runs_and_prints_what_it_says(capsys):
-    (block,) = readme_blocks()
+    block, _ = readme_blocks()
     assert len([line for line in block.splitlines() if line]) <= 12
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     shape, gates, *layers = capsys.readouterr().out.splitlines()
@@ -171,6 +173,18 @@ def test_the_example_of_the_readme_runs_and_prints_what_it_says(capsys):
     assert gates == "torch.Size([2, 64, 1, 1]) torch.Size([2, 1, 32, 32])"
     assert "# (2, 64, 1, 1), (2, 1, 32, 32)" in block
     assert len(layers) == 9  # ResNet-20 has three stages of three blocks
+
+
+def test_the_surgery_of_the_readme_leaves_the_output_as_it_was():
+    """Its second example, without the download."""
+    _, block = readme_blocks()
+    scope = {"__name__": "readme"}
+    exec(block.replace('weights="DEFAULT"', ""), scope)
+    model, x = scope["model"].eval(), torch.randn(1, 3, 64, 64)
+    assert sum(isinstance(m, CBAM) for m in model.modules()) == 16
+    with torch.no_grad():
+        attended = model(x)
+        assert torch.equal(attended, remove_attention(model)(x))
 
 
 def test_local_links_of_the_front_pages_lead_somewhere():
