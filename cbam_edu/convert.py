@@ -352,6 +352,11 @@ def _fitted(cbam: dict[str, Tensor], path: str, target: str) -> dict[str, Tensor
 def _scale(cbam: dict[str, Tensor], path: str, target: str) -> float:
     """Return what a BatchNorm multiplies by in evaluation; raise unless it adds nothing."""
     weight, bias, mean, var = (cbam[name].item() for name in NORM)
+    if var + EPS <= 0:
+        raise ConversionError(
+            f"the BatchNorm of {_at(path)} has a running variance of {var:.3g}, and none is below "
+            "zero; these weights are damaged"
+        )
     scale = weight / math.sqrt(var + EPS)
     if (shift := bias - mean * scale) != 0:
         raise ConversionError(

@@ -55,11 +55,12 @@ class ResNetNames:
 
     def place(self, path: str) -> tuple[int, int, str] | None:
         """Return stage and block, both from 0, and the rest of the path; None if in no block."""
-        pattern = self.block.replace(".", r"\.").replace("{}", r"(\d+)")
+        # As numbers are written, and of at most three digits: no key stands for a million blocks.
+        pattern = self.block.replace(".", r"\.").replace("{}", r"(0|[1-9]\d{0,2})")
         if (found := re.match(rf"{pattern}(?:\.|$)", path)) is None:
             return None
         stage, block = (int(n) - first for n, first in zip(found.groups(), self.first, strict=True))
-        return stage, block, path[found.end() :]
+        return None if min(stage, block) < 0 else (stage, block, path[found.end() :])
 
     def read(self, path: str) -> str | None:
         """Return our name of one of their modules, None if a ResNet has no such module."""

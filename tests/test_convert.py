@@ -371,6 +371,29 @@ def test_a_block_without_its_cbam_or_its_place_in_the_count():
         convert(without(authors_resnet18(), *gone))
 
 
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ("cbam_edu", "stages.99999999.0.conv1.weight"),  # no block is counted up to it
+        ("cbam_edu", "stages.00.0.conv1.weight"),  # nor is it stages.0.0.conv1.weight
+        ("authors", "layer0.0.conv1.weight"),  # before the first stage
+    ],
+)
+def test_numbers_that_no_block_has(source, key):
+    weights = convert(create_model("resnet18", 3, attention="cbam").state_dict(), target=source)
+    with refused(f"the ResNet has {key} {WHY.replace('authors', source)}"):
+        convert(weights | {key: torch.zeros(1)}, target="timm")
+
+
+def test_a_variance_below_zero_is_told():
+    cbam = CBAM(8, bias=False).state_dict() | {"spatial.norm.running_var": torch.tensor([-1.0])}
+    with refused(
+        "the BatchNorm of the CBAM has a running variance of -1, and none is below zero; these "
+        "weights are damaged"
+    ):
+        convert(cbam, target="luuuyi")
+
+
 def test_where_no_name_differs_the_network_may_be_any():
     """Here a ResNet-9, which has residual blocks in some stages only."""
     weights = create_model("resnet9", attention="cbam").state_dict()
