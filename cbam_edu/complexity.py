@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from cbam_edu.recording import check_size
+
 
 class LayerCost(NamedTuple):
     """What one layer costs.
@@ -99,6 +101,12 @@ def count(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> C
     input_size : tuple of int
         Channels, height and width of the image.
 
+    Raises
+    ------
+    ValueError
+        For what is no size of an image, or a network that fails on such a one, which may be since
+        its code looks at numbers; the cause is chained.
+
     Examples
     --------
     >>> from cbam_edu import create_model
@@ -106,6 +114,7 @@ def count(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> C
     >>> cost.parameters, cost.multiply_accumulates
     (28089624, 3864362102)
     """
+    check_size(input_size)
     bare = _without_numbers(model)
     own = dict.fromkeys((name for name, _ in model.named_modules()), 0)
     for name, p in model.named_parameters():  # one that is shared is named once
@@ -120,9 +129,18 @@ def count(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> C
         return module.register_forward_hook(keep)
 
     watches = [watch(name, module) for name, module in bare.named_modules() if own[name]]
-    image = torch.empty(1, *input_size, dtype=next(bare.parameters()).dtype, device="meta")
-    with torch.no_grad():
-        bare(image)
+    dtype = next((p.dtype for p in bare.parameters()), None)
+    try:
+        image = torch.empty(1, *input_size, dtype=dtype, device="meta")
+        with torch.no_grad():
+            bare(image)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{type(model).__name__} cannot be counted for an image of "
+            f"input_size={tuple(input_size)} ({type(error).__name__}: {reason}); give a size that "
+            "it takes, such as input_size=(3, 224, 224)"
+        ) from error
     for handle in watches:
         handle.remove()
     layers = []

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from cbam_edu.attention import check_positive
+
 
 class Operation(NamedTuple):
     """One operation of the pass; its number is its position in the list of all."""
@@ -110,6 +112,14 @@ class _Recorder(TorchDispatchMode):
             given = torch.empty(output.shape, dtype=output.dtype, device="meta")
         last = number >= 0 and self.operations[number].channels_last
         self.calls.append(Call(module, number, number in entered, given, device, last))
+
+
+def check_size(input_size: object) -> None:
+    """Raise ValueError unless `input_size` is (channels, height, width), each from 1 up."""
+    if not isinstance(input_size, list | tuple) or len(input_size) != 3:
+        raise ValueError(f"input_size must be (channels, height, width), got {input_size!r}")
+    for number in input_size:
+        check_positive("each number of input_size", number)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cbam_edu.attention import check_choice, check_positive
+from cbam_edu.attention import check_choice
 from cbam_edu.neighbours import ATTENTIONS, attention_layer, check_name
 from cbam_edu.placement import Graph, find_places
-from cbam_edu.recording import Call, is_map, record
+from cbam_edu.recording import Call, check_size, is_map, record
 
 
 class Attended(nn.Module):
@@ -111,6 +111,8 @@ def add_attention(
     ValueError
         For a bad argument, a network that already has such attention, that doesn't take the image,
         or in which there is no place; the network is then as it was.
+    TypeError
+        For what is no network, or an option that the attention doesn't have.
 
     Notes
     -----
@@ -129,10 +131,8 @@ def add_attention(
     """
     check_name("attention", attention, list(ATTENTIONS))
     check_choice("start", start, ("random", "identity"))
-    if not isinstance(input_size, list | tuple) or len(input_size) != 3:
-        raise ValueError(f"input_size must be (channels, height, width), got {input_size!r}")
-    for number in input_size:
-        check_positive("each number of input_size", number)
+    check_size(input_size)
+    _check_network(model)
     if any(isinstance(module, Attended) for module in model.modules()):
         raise ValueError("the network already has such attention; remove_attention(model) first")
     named = dict(model.named_modules(remove_duplicate=False))
@@ -161,6 +161,7 @@ def remove_attention(model: nn.Module) -> nn.Module:
     ValueError
         For a network without such attention.
     """
+    _check_network(model)
     slots = [
         (parent, key, child.body)
         for parent in model.modules()
@@ -172,6 +173,17 @@ def remove_attention(model: nn.Module) -> nn.Module:
     for parent, key, body in slots:
         parent._modules[key] = body
     return model
+
+
+def _check_network(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        kind = model.__name__ if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"model must be a network, a torch.nn.Module; got {kind}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} is code of TorchScript, which nothing can be put into; "
+            "change the network before torch.jit.script or torch.jit.trace"
+        )
 
 
 def _check_names(where: object, named: dict[str, nn.Module]) -> None:

@@ -219,3 +219,22 @@ def test_another_dtype_costs_the_same():
 def test_a_wrong_input_is_told():
     with pytest.raises(ValueError, match=r"of shape \(N, 8, H, W\), got \(1, 3, 4, 4\)"):
         count(CBAM(8), (3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (32, r"input_size must be \(channels, height, width\), got 32"),
+        ((3, 0, 32), "each number of input_size must be a positive integer, got 0"),
+        ((3, 10**10, 10**10), r"CIFARResNet cannot be counted .*overflowed.*; give a size that"),
+        ((3, 10**30, 32), r"CIFARResNet cannot be counted .*; give a size that"),
+    ],
+)
+def test_what_is_no_size_of_an_image_is_told(size, message):
+    with pytest.raises(ValueError, match=f"^{message}") as told:
+        count(create_model("resnet20"), size)
+    assert "\n" not in str(told.value)
+
+
+def test_a_network_without_parameters_costs_nothing():
+    assert count(nn.ReLU()) == Cost(0, 0, ())

@@ -644,6 +644,22 @@ def test_twice_and_not_at_all():
 MLP = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 8), nn.ReLU(), nn.Linear(8, 4))
 
 
+def test_what_is_no_network_is_told():
+    for change in (add_attention, remove_attention):
+        with pytest.raises(TypeError, match=r"must be a network, a torch\.nn\.Module; got a str$"):
+            change("resnet18")
+    with pytest.raises(TypeError, match="got AlexNet$"):
+        add_attention(torchvision.models.AlexNet)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_torchscript_is_refused_as_such():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))
+    for scripted in (torch.jit.script(plain), torch.jit.trace(plain, torch.zeros(1, 3, 8, 8))):
+        with pytest.raises(ValueError, match=r"TorchScript.*before torch\.jit"):
+            add_attention(nn.Sequential(scripted), input_size=(3, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("model", "seen", "hint"),
     [
