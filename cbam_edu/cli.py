@@ -69,7 +69,7 @@ def choose_device(name: str) -> torch.device:
         name = best.type if best else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # not so on meta, which holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device {name!r} is not to be had here; take auto, cpu, cuda or mps"
@@ -78,9 +78,22 @@ def choose_device(name: str) -> torch.device:
 
 
 def _network(args: argparse.Namespace) -> nn.Module:
-    """Load the network that `evaluate` or `predict` is asked to use."""
+    """Load the network that is asked for, in float32: CPUs lack much of half precision."""
     path = Path(args.model)
-    return load_model(path) if path.suffix or path.exists() else load_pretrained(args.model)
+    ours = args.model in list_pretrained() or not (path.suffix or path.exists())
+    return (load_pretrained(args.model) if ours else load_model(path)).float()
+
+
+def _classes(model: nn.Module) -> Sequence[str]:
+    """Return the names of a network's classes: those in its file, or CIFAR-10's."""
+    names: Sequence[str] = vars(model)["about"].get("classes", data.CLASSES)
+    if (outputs := vars(model)["config"]["num_classes"]) != len(names):
+        raise ValueError(
+            f"the network gives {outputs} numbers for {len(names)} names of classes "
+            f"({', '.join(names[:3])}, ...); save it with as many: save_model(model, path, "
+            "classes=[...])"
+        )
+    return names
 
 
 def train(args: argparse.Namespace) -> None:
@@ -141,7 +154,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
     if isinstance(test, data.PictureFolder) != ("size" in about):
         wanted = "a folder of pictures" if "size" in about else " or ".join(data.NAMES)
         raise ValueError(f"{args.model} was trained on other images; measure it on {wanted}")
-    data.check_classes(test.name, test.classes, about.get("classes", data.CLASSES))
+    data.check_classes(test.name, test.classes, _classes(model))
     scores = evaluate(model.to(choose_device(args.device)), test)
     print(
         f"{scores.accuracy:.2%} of {len(test):,} test images of {test.name}, loss {scores.loss:.4f}"
@@ -153,7 +166,7 @@ def predict(args: argparse.Namespace) -> None:
     check_positive("top", args.top)
     model = _network(args)
     about = vars(model)["about"]
-    classes = about.get("classes", data.CLASSES)
+    classes = _classes(model)
     if "size" in about:  # it was trained on a folder of pictures
         prepare = transform(about["size"])
         images = torch.stack([prepare(data.open_picture(path)) for path in args.images])
@@ -174,11 +187,11 @@ def predict(args: argparse.Namespace) -> None:
 def export_command(args: argparse.Namespace) -> None:
     """Write a network to a file that other programs run, and compare it with the network."""
     check_name("format", args.format, list(FORMATS))
-    kind = FORMATS[args.format]
+    kind, model = FORMATS[args.format], _network(args)
     out = args.out or Path(args.model).with_suffix(kind.suffix)
     if out.exists():
         raise ValueError(f"{out} is there already; move it away, or choose another file (--out)")
-    difference = export(_network(args), out, args.format)
+    difference = export(model, out, args.format)
     print(
         f"{out}: {kind.words}; its logits differ from the network's by {difference:.1e} of the "
         f"largest ({TOLERANCE:.0e} is allowed)"
@@ -361,6 +374,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Say whether memory is used up; on the CPU torch has no exception of its own for that."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     args = build_parser().parse_args(argv)
@@ -376,4 +395,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"cbam-edu: {speaker()}{error}", file=sys.stderr, flush=True)
         return WRONG
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        told = f"memory is used up ({reason}); smaller images, batches or networks need less"
+        print(f"cbam-edu: {speaker()}{told}", file=sys.stderr, flush=True)
+        return FAILED
     return 0

@@ -18,7 +18,7 @@ _CAUSES = {
     errno.EROFS: ("it is on a read-only disk", "choose another folder"),
     errno.EACCES: ("permission is denied", "choose another folder or change its permissions"),
     errno.EPERM: ("permission is denied", "choose another folder or change its permissions"),
-    errno.EISDIR: ("it is a folder, not a file", "move the folder away or choose another name"),
+    errno.EISDIR: ("it is a folder, not a file", "give the path of a file"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another folder"),
     errno.EEXIST: ("a file of that name is in the way", "move it away or choose another folder"),
     errno.ENOENT: ("it does not exist", "check the path"),

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import cbam_edu
-from cbam_edu import data, load_model, load_pretrained
+from cbam_edu import cli, create_model, data, load_model, load_pretrained, save_model
 from cbam_edu.cli import choose_device, main
 from cbam_edu.complexity import count
 from cbam_edu.train import Recipe, evaluate
@@ -240,6 +240,8 @@ def test_download_says_where(capsys, monkeypatch, tmp_path):
         (["train", *FAST, "--size", "64"], 2, "size and workers are for a folder of pictures"),
         (["train", "--model", "resnet20", "--data", "{none}"], 2, "(nor is there a folder of"),
         (["train", *FAST, "--device", "tpu9"], 2, "device 'tpu9' is not to be had here"),
+        (["evaluate", "--data", "cifar10-mini", "--device", "meta"], 2, "device 'meta' is not to"),
+        (["complexity", "resnet20", "--size", str(10**10)], 2, "CIFARResNet cannot be counted"),
         (["train", *FAST, "--lr", "-1"], 2, "lr must be from 0"),
         (["train", *FAST, "--batch-size", "4000"], 2, "batch_size must be at most 1000"),
         (["train", *FAST, "--out", "{file}/run"], 1, "cannot make the folder"),
@@ -254,6 +256,7 @@ def test_download_says_where(capsys, monkeypatch, tmp_path):
         (["export", "--model", "resnet20_cbm"], 2, "did you mean resnet20_cbam"),
         (["export", "--model", "{none}.safetensors"], 1, "it does not exist"),
         (["export", "--out", "{none}/a.onnx"], 1, "cannot write"),
+        (["export", "--model", ""], 1, "it is a folder, not a file; give the path of a file"),
     ],
 )
 def test_wrong_words_are_told_in_one_line(tmp_path, capsys, monkeypatch, words, code, message):
@@ -298,6 +301,64 @@ def test_diverging_fails_with_one_line(tmp_path, capsys):
     assert "the loss became " in err
     assert err.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+
+
+@pytest.mark.parametrize("outputs", [0, 3])
+def test_names_of_classes_are_as_many_as_the_networks_numbers(tmp_path, capsys, outputs):
+    file = tmp_path / "model.safetensors"
+    save_model(create_model("resnet20", outputs), file)
+    for words in (["predict", picture(tmp_path / "a.png")], ["evaluate", "--data", "cifar10-mini"]):
+        code, out, err = run(capsys, *words, "--model", file)
+        assert (code, out) == (2, "")
+        assert f"gives {outputs} numbers for 10 names of classes (airplane, automobile," in err
+        assert err.count("\n") == 1
+
+
+def test_half_precision_is_used_in_whole(tmp_path, capsys):
+    file = tmp_path / "model.safetensors"
+    save_model(load_pretrained("resnet20_cbam").half(), file)
+    words = ["evaluate", "--data", "cifar10-mini", "--device", "cpu"]
+    code, out, _ = run(capsys, *words, "--model", file)
+    whole = evaluate(load_pretrained("resnet20_cbam"), data.load("cifar10-mini", "test"))
+    assert code == 0
+    assert abs(float(out.partition("%")[0]) / 100 - whole.accuracy) < 0.01
+    assert run(capsys, "predict", picture(tmp_path / "a.png"), "--model", file)[0] == 0
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_network_of_the_package(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet20_cbam").mkdir()
+    assert run(capsys, "predict", picture(tmp_path / "a.png"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "used up (CUDA out of memory.);"),
+        (RuntimeError("can't allocate memory: you tried"), "used up (can't allocate memory"),
+        (MemoryError(), "used up (MemoryError); smaller images, batches"),
+    ],
+)
+def test_lack_of_memory_is_told_in_one_line(tmp_path, capsys, monkeypatch, error, told):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "fit", fail)
+    code, _, err = run(capsys, "train", *FAST, "--out", tmp_path)
+    assert code == 1
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_fault_of_ours_is_not_hidden(capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "count", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["complexity", "resnet20"])
 
 
 def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
