@@ -648,7 +648,7 @@ def test_what_is_no_network_is_told():
     for change in (add_attention, remove_attention):
         with pytest.raises(TypeError, match=r"must be a network, a torch\.nn\.Module; got a str$"):
             change("resnet18")
-    with pytest.raises(TypeError, match="got AlexNet$"):
+    with pytest.raises(TypeError, match=r"got AlexNet$"):
         add_attention(torchvision.models.AlexNet)
 
 
