@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from cbam_edu.attention import CBAM, GATES, ChannelAttention, SpatialAttention
 
-BLOCK = 2**20  # bytes of a map worked on at a time, such that a few of them stay in the cache
+BLOCK = 2**21  # bytes of a map worked on at a time, such that a few of them stay in the cache
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -152,10 +152,8 @@ def _dense(t: Tensor, x: Tensor) -> Tensor:
 
 
 def _empty_like(x: Tensor) -> Tensor:
-    last = _channels_last(x)
-    return torch.empty_like(
-        x, memory_format=torch.channels_last if last else torch.contiguous_format
-    )
+    kind = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    return torch.empty_like(x, memory_format=kind)
 
 
 def _axes(x: Tensor) -> tuple[int, int]:
@@ -178,13 +176,13 @@ def _blocks(
         n, c, h, w = t.shape
         return t.permute(0, 2, 3, 1).view(n, h * w, c) if last else t.view(n, c, h * w)
 
-    maps, small = [as_blocks(t) for t in maps], [as_blocks(t) for t in small]
-    wide, images = _wide(x), max(1, BLOCK // (4 * x[0].numel())) if len(x) else 1
-    buffers = torch.empty(scratch, *maps[0][:images].shape, dtype=wide).unbind()
-    for i in range(0, len(x), images):
-        n = min(images, len(x) - i)
-        part = slice(i, i + n)
-        yield [b[:n] for b in buffers], [t[part].to(wide) for t in maps], [t[part] for t in small]
+    wide, images = _wide(x), max(1, BLOCK // (4 * x[:1].numel() or 1))
+    several = [as_blocks(t).split(images) for t in (*maps, *small)]  # of each, its blocks
+    room = torch.empty(scratch, *several[0][0].shape, dtype=wide)
+    for blocks in zip(*several, strict=True):
+        buffers = [room[i, : len(blocks[0])] for i in range(scratch)]
+        first, others = blocks[: len(maps)], blocks[len(maps) :]
+        yield buffers, [t.to(wide) for t in first], list(others)
 
 
 BACKENDS: dict[str, Backend] = {"cpu": InBlocks()}  # by the device's type
