@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -69,6 +70,19 @@ def test_a_tree_is_listed(tree):
     same = data.load(str(tree), "train", workers=1)
     assert (same.size, same.paths, same.workers) == (224, training.paths, 1)
     assert 1 <= load_folder(tree).workers <= 4
+
+
+def test_what_is_hidden_is_not_listed(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "colours")
+    train = tmp_path / "colours" / "train"
+    shutil.copytree(train / "red", train / ".ipynb_checkpoints")
+    (train / "green" / "._1.jpg").write_bytes(b"what macOS leaves beside a file")
+    listed = load_folder(tmp_path / "colours")
+    assert listed.classes == ("blue", "green", "red")
+    assert torch.equal(listed.labels, pictures(tree).labels)
+    assert [p.rpartition("train")[2] for p in listed.paths] == [
+        p.rpartition("train")[2] for p in pictures(tree).paths
+    ]
 
 
 def test_val_is_taken_before_test_and_test_where_it_is_alone(tree, tmp_path):
@@ -264,7 +278,19 @@ def test_what_is_no_tree_is_told(tree, tmp_path):
         load_folder(tmp_path, "test")
     with pytest.raises(FolderError, match="Couldn't find any class folder"):
         load_folder(tmp_path)
+    shutil.copytree(tree / "train" / "red", tmp_path / "train" / ".hidden")
+    with pytest.raises(FolderError, match=r"train holds nothing, and a network needs two classes"):
+        load_folder(tmp_path)
+    shutil.copytree(tree / "train" / "red", tmp_path / "train" / "red")
+    with pytest.raises(FolderError, match=r"train holds red, and a network needs two classes"):
+        load_folder(tmp_path)
+    (tmp_path / "val" / ".hidden").mkdir(parents=True)
+    with pytest.raises(FolderError, match=r"val holds nothing"):
+        load_folder(tmp_path, "test")
     (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(FolderError, match="no valid file for the classes empty"):
+        load_folder(tmp_path)
+    shutil.copy(tree / "train" / "red" / "1.jpg", tmp_path / "train" / "empty" / "._1.jpg")
     with pytest.raises(FolderError, match="no valid file for the classes empty"):
         load_folder(tmp_path)
     with pytest.raises(ValueError, match=r"unknown data set 'cifar11'; did you mean cifar10.*nor"):

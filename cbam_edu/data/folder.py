@@ -94,7 +94,7 @@ class PictureFolder:
 def load_folder(
     folder: Path, split: str = "train", *, size: int = 224, workers: int | None = None
 ) -> PictureFolder:
-    """List the pictures of an ImageNet-style tree, without opening them.
+    """List the pictures of an ImageNet-style tree, without opening them; hidden ones are not.
 
     Parameters
     ----------
@@ -111,7 +111,8 @@ def load_folder(
     Raises
     ------
     FolderError
-        If a part is missing, a class has no picture, or torchvision is missing.
+        If a part is missing, there are fewer than two classes, one has no picture, or torchvision
+        is missing.
     cbam_edu.storage.StorageError
         If a folder cannot be read.
     """
@@ -125,14 +126,28 @@ def load_folder(
     root = next((folder / name for name in names if (folder / name).is_dir()), None)
     if root is None:
         raise FolderError(f"{folder} has no folder {' or '.join(names)} in it; wanted: {TREE}")
+
+    def is_picture(path: str) -> bool:  # and not what macOS leaves beside one: ._1.jpg
+        hidden = os.path.basename(path).startswith(".")
+        return not hidden and datasets.folder.is_image_file(path)
+
     with explained("read", root):
         try:
-            found = datasets.ImageFolder(os.fspath(root))
+            classes = [n for n in datasets.folder.find_classes(root)[0] if not n.startswith(".")]
+            if len(classes) < (2 if split == "train" else 1):
+                raise FolderError(
+                    f"{root} holds {', '.join(classes) or 'nothing'}, and a network needs two "
+                    f"classes or more to tell apart; wanted: {TREE}"
+                )
+            numbers = {name: number for number, name in enumerate(classes)}
+            samples = datasets.folder.make_dataset(
+                os.fspath(root), numbers, is_valid_file=is_picture
+            )
         except FileNotFoundError as error:  # torchvision says what is missing
             raise FolderError(f"wanted: {TREE}; in {root} it is not so: {error}") from error
-    paths = tuple(path for path, _ in found.samples)
-    labels = torch.tensor(found.targets)
-    return PictureFolder(folder.resolve().name, paths, labels, tuple(found.classes), size, workers)
+    paths = tuple(path for path, _ in samples)
+    labels = torch.tensor([label for _, label in samples])
+    return PictureFolder(folder.resolve().name, paths, labels, tuple(classes), size, workers)
 
 
 def _cores() -> int:
