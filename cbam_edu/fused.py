@@ -21,22 +21,15 @@ autograd. What is as large as x is done by a backend's six functions, and nothin
 is kept. Descriptors and gates are float32 at least.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
+from cbam_edu import fused_blocks, fused_triton
 from cbam_edu.attention import CBAM, GATES, ChannelAttention, SpatialAttention
-
-BLOCK = 2**21  # bytes of a map worked on at a time, such that a few of them stay in the cache
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """Return the type to compute in: float32, or float64 where x is."""
-    return torch.promote_types(x.dtype, torch.float32)
-
 
 # ---- What is as large as x
 
@@ -47,6 +40,9 @@ class Backend(Protocol):
     Everything else is float32, or float64 where x is: c ``(N, C, 1, 1)``; s, maxima, ds, dmax,
     dmean and ties ``(N, 1, H, W)``; m, dc, da, dm ``(N, C)``. The names are the module's, above.
     """
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether x is of a device and of a type that the backend knows."""
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return a and m."""
@@ -72,120 +68,17 @@ class Backend(Protocol):
         """Return dx; dmax, dmean, dm and da are already divided by t, C, n and H W."""
 
 
-class InBlocks:
-    """The backend in plain PyTorch, for a CPU: a few images at a time, which stay in the cache.
-
-    Steps write into memory that is reused, for a fresh map of 16 MB costs ten times its arithmetic.
-    Blocks are (n, C, P), or (n, P, C) in channels_last, where P = H W; a sum over their axis 1 is a
-    product of matrices. Hence the two names: `channels` and `places` are axes of a block.
-    """
-
-    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        a, m = (torch.empty(x.shape[:2], dtype=_wide(x)) for _ in range(2))
-        _, places = _axes(x)
-        for _, (xs,), (a_, m_) in _blocks(x, maps=[x], small=[a, m]):
-            torch.mean(xs, places, keepdim=True, out=a_)
-            torch.amax(xs, places, keepdim=True, out=m_)
-        return a, m
-
-    def squeeze(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        maxima, mean = (c.new_empty(len(x), 1, *x.shape[2:]) for _ in range(2))
-        channels, _ = _axes(x)
-        for (y,), (xs,), (c_, max_, mean_) in _blocks(x, [x], [c, maxima, mean], scratch=1):
-            torch.mul(xs, c_, out=y)
-            torch.amax(y, channels, keepdim=True, out=max_)
-            torch.mean(y, channels, keepdim=True, out=mean_)
-        return maxima, mean
-
-    def scale(self, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        out = _empty_like(x)
-        for (y,), (xs,), (c_, s_, out_) in _blocks(x, [x], [c, s, out], scratch=1):
-            torch.mul(torch.mul(xs, c_, out=y), s_, out=out_)
-        return out
-
-    def gate_grads(self, g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        ds, dc = torch.empty_like(s), c.new_empty(c.shape[:2])
-        sums = [c, ds, s, dc] if _axes(x) == (1, 2) else [s, dc, c, ds]
-        for (t,), (gs, xs), (by, over_1, by_too, over_2) in _blocks(x, [g, x], sums, scratch=1):
-            torch.mul(gs, xs, out=t)
-            torch.bmm(by.mT, t, out=over_1)
-            torch.sum(t.mul_(by_too), 2, keepdim=True, out=over_2)
-        return ds, dc
-
-    def map_grads(
-        self, x: Tensor, c: Tensor, maxima: Tensor, dmax: Tensor, dmean: Tensor, m: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dc, n, ties = torch.empty_like(m), torch.empty_like(m), torch.empty_like(maxima)
-        channels, places = _axes(x)
-        small = [c, maxima, dmax, dmean / x.shape[1], m, dc, n, ties]
-        for (t,), (xs,), small_ in _blocks(x, [x], small, scratch=1):
-            c_, max_, dmax_, dmean_, m_, dc_, n_, ties_ = small_
-            torch.mul(xs, c_, out=t).eq_(max_)
-            torch.sum(t, channels, keepdim=True, out=ties_)
-            t.mul_(dmax_ / ties_).add_(dmean_)
-            torch.sum(t.mul_(xs), places, keepdim=True, out=dc_)
-            torch.sum(torch.eq(xs, m_, out=t), places, keepdim=True, out=n_)
-        return dc, ties, n
-
-    def input_grad(
-        self, g: Tensor, x: Tensor, c: Tensor, s: Tensor, maxima: Tensor, dmax: Tensor,
-        dmean: Tensor, m: Tensor, dm: Tensor, da: Tensor,
-    ) -> Tensor:  # fmt: skip
-        dx = _empty_like(x)
-        small = [c, s, maxima, dmax, dmean, m, dm, da, dx]
-        for (t, u), (gs, xs), small_ in _blocks(x, [g, x], small, scratch=2):
-            c_, s_, max_, dmax_, dmean_, m_, dm_, da_, dx_ = small_
-            torch.mul(xs, c_, out=t).eq_(max_).mul_(dmax_).add_(dmean_)
-            t.addcmul_(gs, s_).mul_(c_).add_(da_)
-            torch.addcmul(t, torch.eq(xs, m_, out=u), dm_, out=dx_)
-        return dx
+BACKENDS: list[Backend] = [fused_blocks, fused_triton]  # the first that serves x is taken
 
 
-def _channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+def _backend(x: Tensor) -> Backend | None:
+    return next((b for b in BACKENDS if b.serves(x)), None)
 
 
 def _dense(t: Tensor, x: Tensor) -> Tensor:
     """Return `t` in the format that x is worked on: channels_last where x is, else contiguous."""
-    last = _channels_last(x)
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    kind = torch.channels_last if _channels_last(x) else torch.contiguous_format
-    return torch.empty_like(x, memory_format=kind)
-
-
-def _axes(x: Tensor) -> tuple[int, int]:
-    """Return the axes of channels and of places in a block."""
-    return (2, 1) if _channels_last(x) else (1, 2)
-
-
-def _blocks(
-    x: Tensor, maps: list[Tensor], small: list[Tensor], scratch: int = 0
-) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """Yield a few images of everything at a time, as blocks.
-
-    Of `scratch` buffers of the size of a map; of `maps`, widened where their type is narrow; and of
-    `small`, which are views, so that one can write into them.
-    """
-    last = _channels_last(x)
-
-    def as_blocks(t: Tensor) -> Tensor:
-        t = t[:, :, None, None] if t.ndim == 2 else t
-        n, c, h, w = t.shape
-        return t.permute(0, 2, 3, 1).view(n, h * w, c) if last else t.view(n, c, h * w)
-
-    wide, images = _wide(x), max(1, BLOCK // (4 * x[:1].numel() or 1))
-    several = [as_blocks(t).split(images) for t in (*maps, *small)]  # of each, its blocks
-    room = torch.empty(scratch, *several[0][0].shape, dtype=wide)
-    for blocks in zip(*several, strict=True):
-        buffers = [room[i, : len(blocks[0])] for i in range(scratch)]
-        first, others = blocks[: len(maps)], blocks[len(maps) :]
-        yield buffers, [t.to(wide) for t in first], list(others)
-
-
-BACKENDS: dict[str, Backend] = {"cpu": InBlocks()}  # by the device's type
 
 
 # ---- What is small
@@ -208,7 +101,7 @@ class _Convolution(torch.autograd.Function):
         k, dweight = weight.shape[-1], None
         dz = F.conv2d(g, weight.flip(2, 3).transpose(0, 1), padding=k // 2)
         if ctx.needs_input_grad[1]:
-            dweight = torch.nn.grad.conv2d_weight(z, weight.shape, g, padding=k // 2)
+            dweight = conv2d_weight(z, weight.shape, g, padding=k // 2)
         return dz, dweight
 
 
@@ -244,8 +137,9 @@ class _Kept(NamedTuple):
     s: Tensor
 
 
-def _refine(module: CBAM, x: Tensor, graph: bool) -> tuple[Tensor, _Kept]:
-    x, backend = _dense(x, x), BACKENDS[x.device.type]
+def _refine(backend: Backend, module: CBAM, x: Tensor, graph: bool = False) -> tuple[Tensor, _Kept]:
+    """Return the output, and what the backward pass needs, with the graphs of the gates or not."""
+    x = _dense(x, x)
     with torch.autocast(x.device.type, enabled=False):
         a, m = (v.requires_grad_(graph) for v in backend.pool(x))
         with torch.set_grad_enabled(graph):
@@ -262,11 +156,11 @@ def _small_gradients(map_: Tensor, wanted: list[Tensor], grad: Tensor) -> list[T
 
 
 def _gradients(
-    module: CBAM, kept: _Kept, g: Tensor, x: Tensor, with_x: bool
+    backend: Backend, module: CBAM, kept: _Kept, g: Tensor, x: Tensor, with_x: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Return dx, where it is wanted, and the gradients of the parameters that have one."""
-    backend, maxima = BACKENDS[x.device.type], kept.z.detach()[:, :1].contiguous()
-    m, c, s = kept.m.detach(), kept.c.detach(), kept.s.detach()
+    maxima, m = kept.z.detach()[:, :1].contiguous(), kept.m.detach()
+    c, s = kept.c.detach(), kept.s.detach()
     ds, dc = backend.gate_grads(g, x, c, s)
     dz, *d_spatial = _small_gradients(kept.s, [kept.z, *_trained(module.spatial)], ds)
     dmax, dmean = (d.contiguous() for d in dz.split(1, 1))
@@ -298,24 +192,25 @@ class _Refine(torch.autograd.Function):
     """`_refine` with its backward pass; the parameters are named so that they get gradients."""
 
     @staticmethod
-    def forward(ctx: Any, module: CBAM, x: Tensor, *parameters: Tensor) -> Tensor:
-        out, ctx.kept = _refine(module, x, graph=True)
-        ctx.module = module
+    def forward(ctx: Any, backend: Backend, module: CBAM, x: Tensor, *parameters: Tensor) -> Tensor:
+        out, ctx.kept = _refine(backend, module, x, graph=True)
+        ctx.backend, ctx.module = backend, module
         ctx.save_for_backward(x, *parameters)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        with_x = ctx.needs_input_grad[1]
+        with_x = ctx.needs_input_grad[2]
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled():  # a gradient of the gradient is wanted
                 wanted = [x, *parameters] if with_x else parameters
                 found = torch.autograd.grad(_plain(ctx.module, x), wanted, g, create_graph=True)
-                return None, *((None,) * (not with_x)), *found
+                return None, None, *([] if with_x else [None]), *found
             x = _dense(x, x)
-            dx, found = _gradients(ctx.module, ctx.kept, _dense(g, x), x, with_x)
-            return None, dx, *found
+            g = _dense(g, x)
+            dx, grads = _gradients(ctx.backend, ctx.module, ctx.kept, g, x, with_x)
+            return None, None, dx, *grads
 
 
 def supports(module: CBAM, x: Tensor) -> bool:
@@ -328,12 +223,13 @@ def supports(module: CBAM, x: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    own = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and x.ndim == 4
-    if not own or x.device.type not in BACKENDS or not x.is_floating_point():
+    if type(x) not in (Tensor, nn.Parameter) or x.ndim != 4 or not (x.is_cpu or x.is_cuda):
+        return False
+    if x.layout != torch.strided or not x.is_floating_point() or _transformed():
         return False
     if module.order != "channel-spatial" or not {"avg", "max"}.issuperset(module.channel.pooling):
         return False
-    if x.shape[1] != module.channels or 0 in x.shape[1:] or _transformed():
+    if x.shape[1] != module.channels or 0 in x.shape[1:] or _backend(x) is None:
         return False
     kind = x.dtype
     if torch.is_autocast_enabled(x.device.type) and kind != torch.float64:
@@ -369,7 +265,8 @@ def forward(module: CBAM, x: Tensor) -> Tensor:
     Only for what `supports` says yes to. Sums are taken in another order than in the plain form, so
     numbers agree to rounding; under autocast, the gates are computed in float32 nevertheless.
     """
-    parameters = _trained(module)
+    backend, parameters = _backend(x), _trained(module)
+    assert backend is not None
     if torch.is_grad_enabled() and (x.requires_grad or parameters):
-        return _Refine.apply(module, x, *parameters)
-    return _refine(module, x, graph=False)[0]
+        return _Refine.apply(backend, module, x, *parameters)
+    return _refine(backend, module, x)[0]

@@ -1,0 +1,134 @@
+"""CBAM's six functions over big maps, on a CPU: a few images at a time, which stay in the cache.
+
+The names are those of `cbam_edu.fused`, where the equations stand. Steps write into memory that is
+reused: a fresh map of 16 MB costs ten times its arithmetic. Blocks are (n, C, P), or (n, P, C) in
+channels_last, where P = H W; `channels` and `places` are axes of a block. A weighted sum over the
+axis 1 is a product of matrices; over the axis 2 that would be slow, and it is not needed.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**21  # bytes of a map worked on at a time, such that a few of them stay in the cache
+
+
+def serves(x: Tensor) -> bool:
+    """Return whether these functions can take x: anywhere on a CPU."""
+    return x.device.type == "cpu"
+
+
+def pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and maximum of each channel: (N, C, H, W) -> (N, C), (N, C)."""
+    a, m = (torch.empty(x.shape[:2], dtype=_wide(x)) for _ in range(2))
+    _, places = _axes(x)
+    for _, (xs,), (a_, m_) in _blocks(x, maps=[x], small=[a, m]):
+        torch.mean(xs, places, keepdim=True, out=a_)
+        torch.amax(xs, places, keepdim=True, out=m_)
+    return a, m
+
+
+def squeeze(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Return maximum and mean of x c over the channels: (N, 1, H, W), (N, 1, H, W)."""
+    maxima, mean = (c.new_empty(len(x), 1, *x.shape[2:]) for _ in range(2))
+    channels, _ = _axes(x)
+    for (y,), (xs,), (c_, max_, mean_) in _blocks(x, [x], [c, maxima, mean], scratch=1):
+        torch.mul(xs, c_, out=y)
+        torch.amax(y, channels, keepdim=True, out=max_)
+        torch.mean(y, channels, keepdim=True, out=mean_)
+    return maxima, mean
+
+
+def scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    """Return x c s, of the type of x and in its order in memory."""
+    out = _empty_like(x)
+    for (y,), (xs,), (c_, s_, out_) in _blocks(x, [x], [c, s, out], scratch=1):
+        torch.mul(torch.mul(xs, c_, out=y), s_, out=out_)
+    return out
+
+
+def gate_grads(g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ds = sum_k g x c, (N, 1, H, W), and the part of dc through s, sum_p g x s, (N, C)."""
+    ds, dc = torch.empty_like(s), c.new_empty(c.shape[:2])
+    sums = [c, ds, s, dc] if _axes(x) == (1, 2) else [s, dc, c, ds]
+    for (t,), (gs, xs), (by, over_1, by_too, over_2) in _blocks(x, [g, x], sums, scratch=1):
+        torch.mul(gs, xs, out=t)
+        torch.bmm(by.mT, t, out=over_1)
+        torch.sum(t.mul_(by_too), 2, keepdim=True, out=over_2)
+    return ds, dc
+
+
+def map_grads(
+    x: Tensor, c: Tensor, maxima: Tensor, dmax: Tensor, dmean: Tensor, m: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rest of dc, (N, C), and how many attain the maxima: t (N, 1, H, W), n (N, C)."""
+    dc, n, ties = torch.empty_like(m), torch.empty_like(m), torch.empty_like(maxima)
+    channels, places = _axes(x)
+    small = [c, maxima, dmax, dmean / x.shape[1], m, dc, n, ties]
+    for (t,), (xs,), small_ in _blocks(x, [x], small, scratch=1):
+        c_, max_, dmax_, dmean_, m_, dc_, n_, ties_ = small_
+        torch.mul(xs, c_, out=t).eq_(max_)
+        torch.sum(t, channels, keepdim=True, out=ties_)
+        t.mul_(dmax_ / ties_).add_(dmean_)
+        torch.sum(t.mul_(xs), places, keepdim=True, out=dc_)
+        torch.sum(torch.eq(xs, m_, out=t), places, keepdim=True, out=n_)
+    return dc, ties, n
+
+
+def input_grad(
+    g: Tensor, x: Tensor, c: Tensor, s: Tensor, maxima: Tensor, dmax: Tensor,
+    dmean: Tensor, m: Tensor, dm: Tensor, da: Tensor,
+) -> Tensor:  # fmt: skip
+    """Return dx; dmax, dmean, dm and da are already divided by t, C, n and H W."""
+    dx = _empty_like(x)
+    small = [c, s, maxima, dmax, dmean, m, dm, da, dx]
+    for (t, u), (gs, xs), small_ in _blocks(x, [g, x], small, scratch=2):
+        c_, s_, max_, dmax_, dmean_, m_, dm_, da_, dx_ = small_
+        torch.mul(xs, c_, out=t).eq_(max_).mul_(dmax_).add_(dmean_)
+        t.addcmul_(gs, s_).mul_(c_).add_(da_)
+        torch.addcmul(t, torch.eq(xs, m_, out=u), dm_, out=dx_)
+    return dx
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the type to compute in: float32, or float64 where x is."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    kind = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    return torch.empty_like(x, memory_format=kind)
+
+
+def _axes(x: Tensor) -> tuple[int, int]:
+    """Return the axes of channels and of places in a block."""
+    return (2, 1) if _channels_last(x) else (1, 2)
+
+
+def _blocks(
+    x: Tensor, maps: list[Tensor], small: list[Tensor], scratch: int = 0
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
+    """Yield a few images of everything at a time, as blocks.
+
+    Of `scratch` buffers of the size of a map; of `maps`, widened where their type is narrow; and of
+    `small`, which are views, so that one can write into them.
+    """
+    last = _channels_last(x)
+
+    def as_blocks(t: Tensor) -> Tensor:
+        t = t[:, :, None, None] if t.ndim == 2 else t
+        n, c, h, w = t.shape
+        return t.permute(0, 2, 3, 1).view(n, h * w, c) if last else t.view(n, c, h * w)
+
+    wide, images = _wide(x), max(1, BLOCK // (4 * x[:1].numel() or 1))
+    several = [as_blocks(t).split(images) for t in (*maps, *small)]  # of each, its blocks
+    room = torch.empty(scratch, *several[0][0].shape, dtype=wide)
+    for blocks in zip(*several, strict=True):
+        buffers = [room[i, : len(blocks[0])] for i in range(scratch)]
+        first, others = blocks[: len(maps)], blocks[len(maps) :]
+        yield buffers, [t.to(wide) for t in first], list(others)
