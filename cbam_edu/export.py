@@ -157,7 +157,8 @@ def _difference(model: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
         image = torch.randn(batch, 3, height, width, generator=generator)
         with _explained(model), torch.no_grad():
             wanted, got = model(image), run(image)
-        if not isinstance(wanted, Tensor) or not wanted.isfinite().all():
+        numbers = isinstance(wanted, Tensor) and wanted.is_floating_point()
+        if not numbers or not wanted.isfinite().all():
             raise ExportError(
                 f"{type(model).__name__} does not give one tensor of finite numbers for images "
                 f"{tuple(image.shape)}; only such a network can be compared with its export"
@@ -183,6 +184,19 @@ def _about(model: nn.Module, about: dict[str, Any]) -> str:
     if config := getattr(model, "config", None):
         known["config"] = config
     return json.dumps(known | about)
+
+
+def _check_network(model: object) -> None:
+    """Raise unless `model` is a network that holds numbers, and itself no wrapper of one."""
+    name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a network, a torch.nn.Module; got a {name}")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ExportError(f"{name} only holds a network; export that: model.module")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise ExportError("torch.compile's result only holds a network; export model._orig_mod")
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise ExportError(f"{name} is on the meta device and has no numbers; load its weights")
 
 
 def export(
@@ -221,10 +235,13 @@ def export(
         missing.
     ValueError
         For an unknown format, with the nearest known ones.
+    TypeError
+        For what is no network.
     cbam_edu.storage.StorageError
         Where the file cannot be written.
     """
     check_name("format", format, list(FORMATS))
+    _check_network(model)
     kind, words = FORMATS[format], _about(model, about)
     for package in kind.needs:
         try:
@@ -233,7 +250,14 @@ def export(
             raise ExportError(
                 f'the format {format} needs {package}: pip install "cbam_edu[export]"'
             ) from error
-    plain = copy.deepcopy(model).cpu().float().eval()
+    try:
+        plain = copy.deepcopy(model).cpu().float().eval()
+    except (RuntimeError, TypeError) as error:  # a lock, or a map that a hook has kept
+        reason = str(error).strip().partition(". ")[0]
+        raise ExportError(
+            f"a copy of the network is exported, and {type(model).__name__} cannot be copied "
+            f"({reason}); take out of it what is no part of a network, such as kept maps"
+        ) from error
     difference = 0.0
 
     def write(file: BinaryIO) -> None:  # called with the file open: no work is for nothing

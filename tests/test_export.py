@@ -354,6 +354,50 @@ def test_an_operation_that_onnx_lacks_is_named(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+# ---- What is no network to export
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return create_model("cbamnet_tiny")
+
+
+def with_a_kept_map() -> nn.Module:
+    model = nn.Conv2d(3, 4, 3)
+    model.kept = model(torch.zeros(1, 3, 8, 8))  # as hooks for Grad-CAM do
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "resnet20", r"^model must be a network, a torch\.nn\.Module; got a str$"),
+        (lambda: nn.DataParallel(nn.Conv2d(3, 4, 3)), r"DataParallel only holds .* model\.module$"),
+        (lambda: torch.compile(nn.Conv2d(3, 4, 3)), r"only holds .* export model\._orig_mod$"),
+        (on_meta, "CBAMNet is on the meta device and has no numbers; load its weights"),
+        (with_a_kept_map, r"Conv2d cannot be copied \(Only Tensors .*\); take out of it"),
+        (lambda: Classes(), "Classes does not give one tensor of finite numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_what_cannot_be_exported_is_told(tmp_path, make, message):
+    kept = make()
+    with pytest.raises(TypeError if kept == "resnet20" else ExportError, match=message) as told:
+        export(kept, tmp_path / "a", "torch-export")
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+class Classes(nn.Conv2d):
+    """Gives whole numbers."""
+
+    def __init__(self):
+        super().__init__(3, 4, 3)
+
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+
+
 # ---- Wrong words
 
 
