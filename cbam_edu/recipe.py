@@ -99,7 +99,9 @@ class Recipe:
             ("ema", 1),
         ):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= highest:
+            if value is None and name in ("channel_weight_decay", "spatial_weight_decay"):
+                continue
+            if not isinstance(value, int | float) or not 0 <= value <= highest:
                 raise ValueError(f"{name} must be from 0 to {highest}, got {value!r}")
 
     def learning_rate(self, progress: float) -> float:
@@ -143,6 +145,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which the forward pass has the recipe's precision."""
+    check_choice("precision", precision, tuple(PRECISIONS))
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 

@@ -94,7 +94,8 @@ def fit(
         For a checkpoint of another run, a damaged one, or one that would be overwritten.
     ValueError
         For a batch that the processes cannot share evenly, or that is larger than `train`, for
-        test images of other classes, or a picture that cannot be read.
+        test images of other classes, a picture that cannot be read, or a network without
+        parameters to train or with fewer outputs than classes.
     DivergenceError
         When the loss is no longer finite; `out` keeps the checkpoint before.
     """
@@ -155,7 +156,9 @@ class _Run:
         device: torch.device,
     ):
         self.model, self.recipe = _with_joined_norms(model, device), recipe
-        self.device, self.about = device, train.about()
+        self.device, self.about, self.classes = device, train.about(), len(train.classes)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(f"{type(model).__name__} has no parameter that can be trained")
         # Each process takes an equal share of the batch, of whole pairs where Mixup makes pairs.
         shares = world_size() * (2 if recipe.mixup and world_size() > 1 else 1)
         if recipe.batch_size % shares:
@@ -288,6 +291,11 @@ class _Run:
             x = mix * x + (1 - mix) * x.flip(0)
         with autocast(self.device, self.recipe.precision):
             logits = self.forward(x)
+        if logits.shape[-1] < self.classes:  # on a GPU, torch itself would only lose the device
+            raise ValueError(
+                f"the network gives {logits.shape[-1]} numbers for {self.classes} classes; make it "
+                f"with num_classes={self.classes}"
+            )
         logits = logits.float()
         smoothing = self.recipe.label_smoothing
         loss = F.cross_entropy(logits, y, label_smoothing=smoothing)

@@ -482,6 +482,20 @@ def test_a_disk_that_takes_no_more_keeps_the_checkpoint_before(tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
 
 
+def test_a_network_that_cannot_learn_the_images_is_told(tmp_path):
+    with pytest.raises(ValueError, match="gives 3 numbers for 4 classes; make it with num_classes"):
+        fit(create_model("cbamnet_tiny", 3, dims=(4, 8)), toy(), PLAIN, progress=False)
+    for model in (Flat().requires_grad_(False), nn.Flatten()):
+        with pytest.raises(ValueError, match=r"^Fl.* has no parameter that can be trained$"):
+            fit(model, toy(), PLAIN, out=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_precision_is_told():
+    with pytest.raises(ValueError, match=r"precision must be one of float32, .*; got 'fp16'"):
+        evaluate(Flat(), toy(), precision="fp16")
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot make the folder"):
@@ -511,6 +525,8 @@ def test_one_line_an_epoch(capsys):
         ({"crop": 1.0}, "crop must be an integer from 0 up"),
         ({"lr": -0.1}, "lr must be from 0 to inf"),
         ({"lr": math.nan}, "lr must be from 0 to inf"),
+        ({"lr": None}, "lr must be from 0 to inf, got None"),
+        ({"momentum": "0.9"}, "momentum must be from 0 to 1, got '0.9'"),
         ({"warmup": 1.1}, "warmup must be from 0 to 1"),
         ({"ema": 2}, "ema must be from 0 to 1"),
         ({"spatial_weight_decay": -1}, "spatial_weight_decay must be from 0"),
