@@ -10,7 +10,7 @@ How all of them are built
 - A tile is BC channels by BP places, both powers of two. What hangs over the edge is masked.
 - An image's number n is 64 bits wide, and so is its offset; inside an image 32 bits do.
 - ``ALIGN`` is a power of two that divides the length of a row in memory. Triton sees it in
-  ``length // ALIGN * ALIGN`` and then loads so many values at once, up to 16 bytes a thread.
+  `aligned` and then loads so many values at once, up to 16 bytes a thread.
 - Everything is computed in ``ACC``, float32 or for float64 maps float64, and rounded once, when
   stored. ``x * c`` is compared with its own maximum, so every kernel computes it in the same way.
 - Each number has one program that sums it, in a fixed order: no atomics, so equal runs give equal
@@ -31,13 +31,22 @@ def larger(a, b):
 
 
 @triton.jit
-def inside(channel, place, C, P, LAST: tl.constexpr, ALIGN: tl.constexpr):
+def aligned(C, P, LAST: tl.constexpr, ALIGN: tl.constexpr):
+    """Return C and P as they are, in words from which Triton learns what divides a row."""
+    if LAST:
+        return C // ALIGN * ALIGN, P
+    else:
+        return C, P // ALIGN * ALIGN
+
+
+@triton.jit
+def inside(channel, place, C, P, LAST: tl.constexpr):
     """Return where in an image the values of a tile are, and which of them exist."""
     exists = (channel < C)[:, None] & (place < P)[None, :]
     if LAST:
-        return channel[:, None] + place[None, :] * (C // ALIGN * ALIGN), exists
+        return channel[:, None] + place[None, :] * C, exists
     else:
-        return channel[:, None] * (P // ALIGN * ALIGN) + place[None, :], exists
+        return channel[:, None] * P + place[None, :], exists
 
 
 @triton.jit
@@ -49,6 +58,7 @@ def pool_kernel(
 
     The mean of a part is its sum divided by all P places, so that the parts add up.
     """
+    C, P = aligned(C, P, LAST, ALIGN)
     blocks = tl.cdiv(C, BC)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     channel = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
@@ -57,7 +67,7 @@ def pool_kernel(
     total = tl.full([BC, BP], 0, ACC)
     most = tl.full([BC, BP], float("-inf"), ACC)
     for start in range(part * STEPS * BP, tl.minimum((part + 1) * STEPS * BP, P), BP):
-        at, exists = inside(channel, start + tl.arange(0, BP), C, P, LAST, ALIGN)
+        at, exists = inside(channel, start + tl.arange(0, BP), C, P, LAST)
         value = tl.load(x + image + at, mask=exists, other=0).to(ACC)
         total += value
         most = larger(most, tl.where(exists, value, float("-inf")))
@@ -72,6 +82,7 @@ def squeeze_kernel(
     LAST: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write maximum and mean of x c over the channels, at BP places."""
+    C, P = aligned(C, P, LAST, ALIGN)
     blocks = tl.cdiv(P, BP)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     place = tl.program_id(0) % blocks * BP + tl.arange(0, BP)
@@ -80,7 +91,7 @@ def squeeze_kernel(
     most = tl.full([BC, BP], float("-inf"), ACC)
     for start in range(0, C, BC):
         channel = start + tl.arange(0, BC)
-        at, exists = inside(channel, place, C, P, LAST, ALIGN)
+        at, exists = inside(channel, place, C, P, LAST)
         gate = tl.load(c + n * C + channel, mask=channel < C, other=0).to(ACC)
         y = tl.load(x + image + at, mask=exists, other=0).to(ACC) * gate[:, None]
         total += y
@@ -96,11 +107,12 @@ def scale_kernel(
     LAST: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write x c s of one tile."""
+    C, P = aligned(C, P, LAST, ALIGN)
     across, down = tl.cdiv(P, BP), tl.cdiv(C, BC)
     n = (tl.program_id(0) // (across * down)).to(tl.int64)
     channel = tl.program_id(0) // across % down * BC + tl.arange(0, BC)
     place = tl.program_id(0) % across * BP + tl.arange(0, BP)
-    at, exists = inside(channel, place, C, P, LAST, ALIGN)
+    at, exists = inside(channel, place, C, P, LAST)
     image = n * (C * P)
     gate = tl.load(c + n * C + channel, mask=channel < C, other=0).to(ACC)
     spatial = tl.load(s + n * P + place, mask=place < P, other=0).to(ACC)
@@ -114,6 +126,7 @@ def gate_grads_kernel(
     LAST: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write at BP places ds = sum_c g x c, and of each channel their part of dc = sum_p g x s."""
+    C, P = aligned(C, P, LAST, ALIGN)
     parts = tl.cdiv(P, BP)
     n = (tl.program_id(0) // parts).to(tl.int64)
     place = tl.program_id(0) % parts * BP + tl.arange(0, BP)
@@ -123,7 +136,7 @@ def gate_grads_kernel(
     total = tl.full([BC, BP], 0, ACC)
     for start in range(0, C, BC):
         channel = start + tl.arange(0, BC)
-        at, exists = inside(channel, place, C, P, LAST, ALIGN)
+        at, exists = inside(channel, place, C, P, LAST)
         gate = tl.load(c + n * C + channel, mask=channel < C, other=0).to(ACC)
         gx = tl.load(g + image + at, mask=exists, other=0).to(ACC)
         gx *= tl.load(x + image + at, mask=exists, other=0).to(ACC)
@@ -139,10 +152,10 @@ def map_grads_kernel(
 ):  # fmt: skip
     """Write at BP places how many channels attain mx, and their part of dc and of channel_ties.
 
-    The count comes first, for the gradient of the maximum is shared: x is read twice, and if all
-    channels fit in a tile once. The second time it comes out of the cache, where BP places of an
-    image have just been put.
+    The count comes first, for the gradient of the maximum is shared: x is asked for twice, and the
+    second time comes out of the cache, where BP places of an image have just been put.
     """
+    C, P = aligned(C, P, LAST, ALIGN)
     parts = tl.cdiv(P, BP)
     n = (tl.program_id(0) // parts).to(tl.int64)
     place = tl.program_id(0) % parts * BP + tl.arange(0, BP)
@@ -154,7 +167,7 @@ def map_grads_kernel(
     count = tl.full([BC, BP], 0, ACC)
     for start in range(0, C, BC):
         channel = start + tl.arange(0, BC)
-        at, exists = inside(channel, place, C, P, LAST, ALIGN)
+        at, exists = inside(channel, place, C, P, LAST)
         gate = tl.load(c + n * C + channel, mask=channel < C, other=0).to(ACC)
         y = tl.load(x + image + at, mask=exists, other=0).to(ACC) * gate[:, None]
         count += ((y == top) & exists).to(ACC)
@@ -164,7 +177,7 @@ def map_grads_kernel(
     of_mean = tl.load(dmean + at_place, mask=place < P, other=0).to(ACC) / C
     for start in range(0, C, BC):
         channel = start + tl.arange(0, BC)
-        at, exists = inside(channel, place, C, P, LAST, ALIGN)
+        at, exists = inside(channel, place, C, P, LAST)
         gate = tl.load(c + n * C + channel, mask=channel < C, other=0).to(ACC)
         peak = tl.load(m + n * C + channel, mask=channel < C, other=0).to(ACC)
         value = tl.load(x + image + at, mask=exists, other=0).to(ACC)
@@ -180,11 +193,12 @@ def input_grad_kernel(
     LAST: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write dx = (g s + of_mean + [x c = mx] of_max) c + [x = m] of_peak + of_average of a tile."""
+    C, P = aligned(C, P, LAST, ALIGN)
     across, down = tl.cdiv(P, BP), tl.cdiv(C, BC)
     n = (tl.program_id(0) // (across * down)).to(tl.int64)
     channel = tl.program_id(0) // across % down * BC + tl.arange(0, BC)
     place = tl.program_id(0) % across * BP + tl.arange(0, BP)
-    at, exists = inside(channel, place, C, P, LAST, ALIGN)
+    at, exists = inside(channel, place, C, P, LAST)
     image = n * (C * P)
     row, real = n * C + channel, channel < C
     gate = tl.load(c + row, mask=real, other=0).to(ACC)[:, None]

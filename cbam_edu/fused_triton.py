@@ -17,9 +17,10 @@ function                     passes r and w what it makes
 **backward**                 **6**
 ============================ ====== ======= =====================================================
 
-`map_grads` asks for x twice if a tile does not hold all channels, the second time from the cache.
-Sums over places are left in parts where an image has more than one tile: `gate_grads` writes and
-reads again 4 bytes, `map_grads` 8, for the BP values that they are summed from (see `tile`).
+`map_grads` asks for x twice, a tile of 64 to 128 places after the other; the second time it comes
+from the cache. Sums over places are left in parts where an image has more than one tile, and added
+up by torch: `gate_grads` writes and reads again 4 bytes, `map_grads` 8, for the 64 to 128 values of
+a channel that one part stands for.
 
 Numbers
 -------
@@ -32,6 +33,8 @@ a fixed order: the same input gives the same bits.
 """
 
 import importlib.util
+import os
+import warnings
 from functools import cache
 from types import ModuleType
 
@@ -42,6 +45,7 @@ LARGEST = 2**31 - 1  # values an image may have: offsets inside it are 32-bit nu
 ENOUGH = 512  # programs that keep a GPU of some 100 multiprocessors busy; fewer, and work is split
 
 
+@cache
 def available() -> bool:
     """Return whether Triton is installed; it is not on macOS and Windows."""
     return importlib.util.find_spec("triton") is not None
@@ -55,11 +59,34 @@ def kernels() -> ModuleType:
     return fused_kernels
 
 
+@cache
+def reaches(device: torch.device) -> bool:
+    """Return whether Triton works on a device: a GPU from Volta on, or its interpreter's CPU."""
+    if device.type == "cpu":
+        return available() and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" or not available():
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0) and runs(device)
+
+
+def runs(device: torch.device) -> bool:
+    """Try one value on a GPU: Triton also needs a C compiler and Python's headers."""
+    try:
+        pool(torch.zeros(1, 1, 1, 1, device=device))
+    except Exception as error:  # whatever is missing, the plain form needs none of it
+        warnings.warn(
+            f"CBAM takes its plain form on {device}, as Triton cannot run there: {error}",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def serves(x: Tensor) -> bool:
-    """Return whether these functions can take x: on a GPU that Triton knows, of a type it knows."""
-    here = available() and (x.is_cuda or bool(kernels().triton.knobs.runtime.interpret))
+    """Return whether these functions take x: where it is, of what type, and not too large."""
     known = x.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    return here and known and x.ndim == 4 and 0 < x[0:1].numel() <= LARGEST
+    fits = x.ndim == 4 and 0 < x.shape[1:].numel() <= LARGEST
+    return known and fits and reaches(x.device)
 
 
 def power(size: int) -> int:
@@ -74,11 +101,21 @@ class Map:
     ----------
     x : Tensor
         (N, C, H, W), contiguous or channels_last; anything else is copied to contiguous.
+
+    Raises
+    ------
+    ValueError
+        If an image has more than `LARGEST` values.
     """
 
     def __init__(self, x: Tensor):
         self.n, self.channels, self.height, self.width = x.shape
         self.places = self.height * self.width
+        if self.channels * self.places > LARGEST:
+            raise ValueError(
+                f"an image of {self.channels} x {self.height} x {self.width} values is too large:"
+                f" the kernels take up to {LARGEST}; use the plain form, CBAM(..., fused=False)"
+            )
         dense = x.is_contiguous(memory_format=torch.channels_last)
         self.last = dense and not x.is_contiguous()
         self.format = torch.channels_last if self.last else torch.contiguous_format
@@ -119,13 +156,17 @@ class Map:
             return
         language = kernels().tl
         row = self.channels if self.last else self.places
+        align = min(16, row & -row)
+        wide = self.wide == torch.float64
+        # Values a thread: wide numbers and narrow loads need more registers for each.
+        each = 16 if wide or align * self.x.element_size() < 8 else 32
         options = {
             "LAST": self.last,
-            "ALIGN": min(16, row & -row),
-            "ACC": language.float64 if self.wide == torch.float64 else language.float32,
+            "ALIGN": align,
+            "ACC": language.float64 if wide else language.float32,
             "BC": tile[0],
             "BP": tile[1],
-            "num_warps": min(8, max(1, tile[0] * tile[1] // 1024)),  # 32 values a thread
+            "num_warps": max(1, tile[0] * tile[1] // (32 * each)),
         }
         kernel = getattr(kernels(), name)
         if not self.x.is_cuda:  # Triton's interpreter
