@@ -49,9 +49,9 @@ _HELP = {
     "channel_weight_decay": "of channel gates, if it differs",
     "spatial_weight_decay": "of spatial gates, if it differs",
     "label_smoothing": "part of the target spread over all classes",
-    "crop": "pixels by which an image may shift",
+    "crop": "pixels by which an image may shift; a folder's pictures get random crops instead",
     "flip": "mirror half of the images",
-    "cutout": "side of the square cut out of each image",
+    "cutout": "side of the square cut out of each image, but of a folder's",
     "mixup": "alpha of Mixup",
     "ema": "decay of the moving average of the weights",
     "precision": "float32, bfloat16 or float16",
@@ -299,11 +299,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--workers",
             type=int,
-            help="processes that read a folder's pictures ahead (default: 4, or one a core)",
+            help="processes that read a folder's pictures ahead (default: one a core, at most 4)",
         )
 
     def add_device(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+        command.add_argument(
+            "--device", default="auto", help="cpu, cuda or mps (default: auto, the best there is)"
+        )
 
     def add_attention(command: argparse.ArgumentParser) -> None:
         names = f"none, {', '.join(ATTENTIONS)}"
@@ -338,7 +340,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the test images alone: train on nine tenths, measure on the rest",
     )
-    command.add_argument("--study", default="single", help="name of the study, for the record")
+    command.add_argument(
+        "--study", default="single", help="name of the study, for the record (default: single)"
+    )
     _add_recipe(command)
 
     command = add("evaluate", evaluate_command, "measure a trained network")
