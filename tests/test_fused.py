@@ -164,7 +164,7 @@ def test_a_gradient_that_is_not_dense():
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float32, 1e-5), (torch.bfloat16, 5e-2), (torch.float16, 5e-3)],
+    [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)],
     ids=str,
 )
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
@@ -180,8 +180,8 @@ def test_narrow_types_to_their_rounding(dtype, tolerance, memory_format):
     assert (out - expected).abs().max() < tolerance * expected.abs().max()
     for name, grad in grads.items():
         assert grad.dtype == dtype
-        scale = expected_grads[name].abs().max()
-        assert (grad - expected_grads[name]).abs().max() < tolerance * scale, name
+        allowed = tolerance * expected_grads[name].abs().max() * (1 if name == "x" else 10)
+        assert (grad - expected_grads[name]).abs().max() < allowed, name  # parameters: long sums
 
 
 def test_gates_of_narrow_types_are_wide():
@@ -467,9 +467,11 @@ def test_watched_or_replaced_gates_are_left_to_the_plain_form():
     assert not supports(lambda m: m.channel.half())
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 def test_transformations_are_left_to_the_plain_form():
-    module, x = cbam().eval(), feature_map()
+    module, x = cbam().eval().requires_grad_(False), feature_map()
 
     def call(x: Tensor) -> Tensor:
         assert not fused.supports(module, x)
