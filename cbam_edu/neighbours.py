@@ -1,7 +1,8 @@
 """What CBAM is compared with: Squeeze-and-Excitation, ECA, BAM; and the choice of one by name."""
 
 import difflib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -103,12 +104,25 @@ class BAM(nn.Module):
         return x + x * torch.sigmoid(logits)
 
 
-def _spatial_only(channels: int, kernel_size: int = 7, **options: Any) -> CBAM:
-    return CBAM(channels, kernel_size=kernel_size, order="spatial-only", **options)
+def _spatial_only(
+    channels: int, kernel_size: int = 7, *, norm: bool = True, gate: str = "sigmoid"
+) -> CBAM:
+    return CBAM(channels, kernel_size=kernel_size, order="spatial-only", norm=norm, gate=gate)
 
 
-def _channel_only(channels: int, reduction: int = 16, **options: Any) -> CBAM:
-    return CBAM(channels, reduction, order="channel-only", **options)
+def _channel_only(
+    channels: int,
+    reduction: int = 16,
+    *,
+    pooling: Sequence[str] = ("avg", "max"),
+    mixer: str = "mlp",
+    bias: bool = True,
+    gate: str = "sigmoid",
+) -> CBAM:
+    order = "channel-only"
+    return CBAM(
+        channels, reduction, order=order, pooling=pooling, mixer=mixer, bias=bias, gate=gate
+    )
 
 
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
@@ -149,4 +163,7 @@ def attention_layer(name: str | None, channels: int, **options: Any) -> nn.Modul
     if name is None:
         return nn.Identity()
     check_name("attention", name, list(ATTENTIONS))
+    known = [p for p in inspect.signature(ATTENTIONS[name]).parameters if p != "channels"]
+    for option in options:
+        check_name(f"option of {name}", option, known)
     return ATTENTIONS[name](channels, **options)

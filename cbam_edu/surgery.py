@@ -6,10 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cbam_edu.attention import check_choice
-from cbam_edu.neighbours import ATTENTIONS, attention_layer, check_name
+from cbam_edu.attention import CBAM, check_choice
+from cbam_edu.neighbours import (
+    ATTENTIONS,
+    BAM,
+    ECA,
+    SqueezeExcitation,
+    attention_layer,
+    check_name,
+)
 from cbam_edu.placement import Graph, find_places
 from cbam_edu.recording import Call, check_size, is_map, record
+
+_LAYERS = (BAM, CBAM, ECA, SqueezeExcitation)  # what `attention_layer` makes
 
 
 class Attended(nn.Module):
@@ -112,7 +121,7 @@ def add_attention(
         For a bad argument, a network that already has such attention, that doesn't take the image,
         or in which there is no place; the network is then as it was.
     TypeError
-        For what is no network, or an option that the attention doesn't have.
+        For what is no network.
 
     Notes
     -----
@@ -136,6 +145,12 @@ def add_attention(
     if any(isinstance(module, Attended) for module in model.modules()):
         raise ValueError("the network already has such attention; remove_attention(model) first")
     named = dict(model.named_modules(remove_duplicate=False))
+    own = [name for name, m in named.items() if isinstance(m, _LAYERS)]
+    if own and where is None:
+        raise ValueError(
+            f"the network has attention of its own, at {own[0]}; make it without, or name the "
+            "modules that are to get more (where=)"
+        )
     if where is not None:
         _check_names(where, named)
     graph = Graph(*record(model, input_size))

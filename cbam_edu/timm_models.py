@@ -13,6 +13,7 @@ or ``attention=none``. A dot in a name becomes an underscore: timm takes what fo
 import runpy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 try:
@@ -69,6 +70,8 @@ def _run_script() -> None:
     if len(sys.argv) < 2:
         sys.exit("which script? such as: python -m cbam_edu.timm_models train.py --help")
     del sys.argv[0]
+    if not Path(sys.argv[0]).is_file():
+        sys.exit(f"{sys.argv[0]} is no file; give the path of a script of timm's")
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

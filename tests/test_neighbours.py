@@ -353,5 +353,17 @@ def test_bad_options():
         attention_layer("spatial", 8, kernel_size=4)
     with pytest.raises(ValueError, match="dilation must be a positive integer, got 0"):
         attention_layer("bam", 8, dilation=0)
-    with pytest.raises(TypeError, match="reduction"):
-        attention_layer("eca", 8, reduction=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("cbam", "reducton", "unknown option of cbam 'reducton'; did you mean reduction"),
+        ("eca", "reduction", "unknown option of eca 'reduction'; known: "),
+        ("spatial", "order", "unknown option of spatial 'order'; known: kernel_size, norm, gate"),
+        ("channel", "norm", "unknown option of channel 'norm'; known: reduction, pooling"),
+    ],
+)
+def test_unknown_options_are_told(name, option, message):
+    with pytest.raises(ValueError, match=message):
+        attention_layer(name, 8, **{option: 4})

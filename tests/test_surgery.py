@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from cbam_edu import create_model
 from cbam_edu.attention import CBAM
 from cbam_edu.complexity import count
 from cbam_edu.neighbours import BAM, ECA, SqueezeExcitation
@@ -618,7 +619,7 @@ def test_an_error_leaves_the_network_as_it_was(arguments, message):
 
 def test_an_option_that_the_layer_does_not_have():
     model = small()
-    with pytest.raises(TypeError, match="reduction"):
+    with pytest.raises(ValueError, match="unknown option of"):
         add_attention(model, "eca", reduction=4)
     assert not places(model)
 
@@ -639,6 +640,16 @@ def test_twice_and_not_at_all():
     remove_attention(model)
     with pytest.raises(ValueError, match="no attention that add_attention put in"):
         remove_attention(model)
+
+
+def test_a_network_with_attention_of_its_own_gets_no_second_one_unasked():
+    model = create_model("resnet20", attention="se")
+    with pytest.raises(
+        ValueError, match=r"of its own, at stages\.0\.0\.attention; make it without"
+    ):
+        add_attention(model, input_size=(3, 32, 32))
+    add_attention(model, where=["stages.0"], input_size=(3, 32, 32))
+    assert list(places(model)) == ["stages.0"]
 
 
 MLP = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -118,7 +118,12 @@ def test_a_script_that_knows_nothing_of_us_finds_them(tmp_path):
     assert "Overwriting" not in done.stderr
 
 
-def test_no_script_is_told():
-    done = run_module()
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [([], "which script?"), (["none.py"], "none.py is no file; give the path")],
+)
+def test_no_script_is_told(words, message):
+    done = run_module(*words)
     assert done.returncode == 1
-    assert "which script?" in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

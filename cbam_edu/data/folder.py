@@ -39,7 +39,7 @@ def _torchvision() -> tuple[Any, Any]:
     except (ImportError, RuntimeError) as error:  # a build for another torch fails in its own way
         raise FolderError(
             f"a folder of pictures is read by torchvision, which cannot be used here ({error}); "
-            'run: pip install "cbam-edu[folder]"'
+            'run: pip install "cbam_edu[folder]"'
         ) from error
     return datasets, v2
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import textwrap
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -188,8 +189,10 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
             model = create_model(**config)
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ModelFileError(
-            f"{path} does not hold the network that its configuration names: {error}"
+            f"{path} does not hold the network that its configuration names ({reason}); copy or "
+            "train it anew"
         ) from error
     model.about = about
     return model.eval()
