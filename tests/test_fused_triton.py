@@ -134,7 +134,7 @@ def compiled(kernel, arguments, options, capability):
 
 
 def all_compiled(monkeypatch, x, capability):
-    """Call the six with x; return by kernel what a GPU's compiler makes of the launches."""
+    """Call all functions with x; return by kernel what a GPU's compiler makes of the launches."""
     from cbam_edu import fused_kernels
 
     found = {}
@@ -159,6 +159,9 @@ def all_compiled(monkeypatch, x, capability):
     fused_triton.gate_grads(x, x, c, s)
     fused_triton.map_grads(x, c, s, s, s, m)
     fused_triton.input_grad(x, x, c, s, s, s, s, m, m, m)
+    w1, b1, w2 = (torch.empty(size, dtype=wide) for size in [(4, channels), (4,), (channels, 4)])
+    fused_triton.gate_both(x, w1, b1, w2, m[0])
+    fused_triton.gate_back(x, x, c, s, s, s, s, m, m, m, w1, b1, w2)
     return found
 
 
@@ -179,7 +182,7 @@ def test_a_gpus_compiler_takes_them(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     x = torch.empty(shape, dtype=dtype).contiguous(memory_format=memory_format)
     found = all_compiled(monkeypatch, x, capability)
-    assert len(found) == 6
+    assert len(found) == 8
     for kernel, code in found.items():
         assert re.search(rf"ld\.global[\w.]*\.{re.escape(load)} ", code["ptx"]), kernel
         assert not re.search(r"ld\.global[\w.]*\.b16 ", code["ptx"]), kernel  # one value at a time
