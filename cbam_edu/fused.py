@@ -109,7 +109,8 @@ def _channel_map(channel: ChannelAttention, a: Tensor, m: Tensor) -> Tensor:
     """Return M_c from what the pooling found, in the type of `a`."""
     kind = next(channel.parameters()).dtype
     pooled = {"avg": a.to(kind), "max": m.to(kind)}
-    logits = torch.stack([channel.mixer(pooled[name]) for name in channel.pooling]).sum(0)
+    logits = channel.mixer(torch.cat([pooled[name] for name in channel.pooling]))
+    logits = logits.view(len(channel.pooling), *a.shape).sum(0)
     return GATES[channel.gate](logits.to(a.dtype)[:, :, None, None])
 
 

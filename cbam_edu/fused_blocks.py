@@ -3,7 +3,8 @@
 The names are those of `cbam_edu.fused`, where the equations stand. Steps write into memory that is
 reused: a fresh map of 16 MB costs ten times its arithmetic. Blocks are (n, C, P), or (n, P, C) in
 channels_last, where P = H W; `channels` and `places` are axes of a block. A weighted sum over the
-axis 1 is a product of matrices; over the axis 2 that would be slow, and it is not needed.
+axis 1 is a product of matrices; over the axis 2 that would be slow, and products are summed. Where
+an image is larger than a block, numbers of a channel are found in parts, one for each block.
 """
 
 from collections.abc import Iterator
@@ -21,12 +22,12 @@ def serves(x: Tensor) -> bool:
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and maximum of each channel: (N, C, H, W) -> (N, C), (N, C)."""
-    a, m = (torch.empty(x.shape[:2], dtype=_wide(x)) for _ in range(2))
+    a, m = _per_channel(x), _per_channel(x)
     _, places = _axes(x)
     for _, (xs,), (a_, m_) in _blocks(x, maps=[x], small=[a, m]):
-        torch.mean(xs, places, keepdim=True, out=a_)
+        torch.sum(xs, places, keepdim=True, out=a_)
         torch.amax(xs, places, keepdim=True, out=m_)
-    return a, m
+    return a.sum((2, 3)) / (x.shape[2] * x.shape[3]), m.amax((2, 3))
 
 
 def squeeze(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,8 +37,11 @@ def squeeze(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     for (y,), (xs,), (c_, max_, mean_) in _blocks(x, [x], [c, maxima, mean], scratch=1):
         torch.mul(xs, c_, out=y)
         torch.amax(y, channels, keepdim=True, out=max_)
-        torch.mean(y, channels, keepdim=True, out=mean_)
-    return maxima, mean
+        if channels == 1:
+            torch.bmm(c_.mT, xs, out=mean_)
+        else:
+            torch.sum(y, channels, keepdim=True, out=mean_)
+    return maxima, mean.div_(x.shape[1])
 
 
 def scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
@@ -50,20 +54,20 @@ def scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
 
 def gate_grads(g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Return ds = sum_k g x c, (N, 1, H, W), and the part of dc through s, sum_p g x s, (N, C)."""
-    ds, dc = torch.empty_like(s), c.new_empty(c.shape[:2])
+    ds, dc = torch.empty_like(s), _per_channel(x)
     sums = [c, ds, s, dc] if _axes(x) == (1, 2) else [s, dc, c, ds]
     for (t,), (gs, xs), (by, over_1, by_too, over_2) in _blocks(x, [g, x], sums, scratch=1):
         torch.mul(gs, xs, out=t)
         torch.bmm(by.mT, t, out=over_1)
         torch.sum(t.mul_(by_too), 2, keepdim=True, out=over_2)
-    return ds, dc
+    return ds, dc.sum((2, 3))
 
 
 def map_grads(
     x: Tensor, c: Tensor, maxima: Tensor, dmax: Tensor, dmean: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rest of dc, (N, C), and how many attain the maxima: t (N, 1, H, W), n (N, C)."""
-    dc, n, ties = torch.empty_like(m), torch.empty_like(m), torch.empty_like(maxima)
+    dc, n, ties = _per_channel(x), _per_channel(x), torch.empty_like(maxima)
     channels, places = _axes(x)
     small = [c, maxima, dmax, dmean / x.shape[1], m, dc, n, ties]
     for (t,), (xs,), small_ in _blocks(x, [x], small, scratch=1):
@@ -73,7 +77,7 @@ def map_grads(
         t.mul_(dmax_ / ties_).add_(dmean_)
         torch.sum(t.mul_(xs), places, keepdim=True, out=dc_)
         torch.sum(torch.eq(xs, m_, out=t), places, keepdim=True, out=n_)
-    return dc, ties, n
+    return dc.sum((2, 3)), ties, n.sum((2, 3))
 
 
 def input_grad(
@@ -110,25 +114,45 @@ def _axes(x: Tensor) -> tuple[int, int]:
     return (2, 1) if _channels_last(x) else (1, 2)
 
 
+def _tiles(x: Tensor) -> tuple[int, int, int]:
+    """Return how many images, or else places of one image, make a block, and blocks an image."""
+    channels, places = x.shape[1], x.shape[2] * x.shape[3]
+    images = max(1, BLOCK // (4 * channels * places))
+    width = min(places, max(1, BLOCK // (4 * channels)))
+    return images, width, -(-places // width)
+
+
+def _per_channel(x: Tensor) -> Tensor:
+    """Return room for one number a channel and a block: (N, C, blocks of an image, 1)."""
+    return torch.empty(*x.shape[:2], _tiles(x)[2], 1, dtype=_wide(x))
+
+
 def _blocks(
     x: Tensor, maps: list[Tensor], small: list[Tensor], scratch: int = 0
 ) -> Iterator[tuple[list[Tensor], list[Tensor], list[Tensor]]]:
-    """Yield a few images of everything at a time, as blocks.
+    """Yield everything in blocks: a few images at a time, or a few places of an image.
 
     Of `scratch` buffers of the size of a map; of `maps`, widened where their type is narrow; and of
     `small`, which are views, so that one can write into them.
     """
-    last = _channels_last(x)
+    last, (_, places) = _channels_last(x), _axes(x)
+    images, width, tiles = _tiles(x)
 
-    def as_blocks(t: Tensor) -> Tensor:
+    def pieces(t: Tensor) -> list[Tensor]:
         t = t[:, :, None, None] if t.ndim == 2 else t
         n, c, h, w = t.shape
-        return t.permute(0, 2, 3, 1).view(n, h * w, c) if last else t.view(n, c, h * w)
+        t = t.permute(0, 2, 3, 1).view(n, h * w, c) if last else t.view(n, c, h * w)
+        if tiles == 1:
+            return list(t.split(images))
+        if h * w == 1:  # one for the whole image
+            return [image for image in t.split(1) for _ in range(tiles)]
+        of_map = (h, w) == x.shape[2:]
+        return [b for image in t.split(1) for b in image.split(width if of_map else 1, places)]
 
-    wide, images = _wide(x), max(1, BLOCK // (4 * x[:1].numel() or 1))
-    several = [as_blocks(t).split(images) for t in (*maps, *small)]  # of each, its blocks
-    room = torch.empty(scratch, *several[0][0].shape, dtype=wide)
+    several = [pieces(t) for t in (*maps, *small)]
+    room = torch.empty(scratch, *several[0][0].shape, dtype=_wide(x))
     for blocks in zip(*several, strict=True):
-        buffers = [room[i, : len(blocks[0])] for i in range(scratch)]
         first, others = blocks[: len(maps)], blocks[len(maps) :]
-        yield buffers, [t.to(wide) for t in first], list(others)
+        n = first[0].shape[0]
+        buffers = [room[i, :n].narrow(places, 0, first[0].shape[places]) for i in range(scratch)]
+        yield buffers, [t.to(_wide(x)) for t in first], list(others)
