@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 2**21  # bytes of a map worked on at a time, such that a few of them stay in the cache
+BLOCK = 2**22  # bytes of a map worked on at a time, such that a few of them stay in the cache
 
 
 def serves(x: Tensor) -> bool:
@@ -100,31 +100,32 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+def _memory_format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _empty_like(x: Tensor) -> Tensor:
-    kind = torch.channels_last if _channels_last(x) else torch.contiguous_format
-    return torch.empty_like(x, memory_format=kind)
+    return torch.empty_like(x, memory_format=_memory_format(x))
 
 
 def _axes(x: Tensor) -> tuple[int, int]:
     """Return the axes of channels and of places in a block."""
-    return (2, 1) if _channels_last(x) else (1, 2)
+    return (2, 1) if _memory_format(x) == torch.channels_last else (1, 2)
 
 
 def _tiles(x: Tensor) -> tuple[int, int, int]:
     """Return how many images, or else places of one image, make a block, and blocks an image."""
     channels, places = x.shape[1], x.shape[2] * x.shape[3]
     images = max(1, BLOCK // (4 * channels * places))
-    width = min(places, max(1, BLOCK // (4 * channels)))
+    width = -(-places // -(-4 * channels * places // BLOCK))  # of as few blocks as can be
     return images, width, -(-places // width)
 
 
 def _per_channel(x: Tensor) -> Tensor:
     """Return room for one number a channel and a block: (N, C, blocks of an image, 1)."""
-    return torch.empty(*x.shape[:2], _tiles(x)[2], 1, dtype=_wide(x))
+    shape = (*x.shape[:2], _tiles(x)[2], 1)
+    return torch.empty(shape, dtype=_wide(x), memory_format=_memory_format(x))
 
 
 def _blocks(
@@ -135,13 +136,13 @@ def _blocks(
     Of `scratch` buffers of the size of a map; of `maps`, widened where their type is narrow; and of
     `small`, which are views, so that one can write into them.
     """
-    last, (_, places) = _channels_last(x), _axes(x)
+    channels, places = _axes(x)
     images, width, tiles = _tiles(x)
 
     def pieces(t: Tensor) -> list[Tensor]:
         t = t[:, :, None, None] if t.ndim == 2 else t
         n, c, h, w = t.shape
-        t = t.permute(0, 2, 3, 1).view(n, h * w, c) if last else t.view(n, c, h * w)
+        t = t.view(n, c, h * w) if channels == 1 else t.permute(0, 2, 3, 1).view(n, h * w, c)
         if tiles == 1:
             return list(t.split(images))
         if h * w == 1:  # one for the whole image
