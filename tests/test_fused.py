@@ -383,8 +383,10 @@ def test_activation_checkpoints():
 # ---- The six functions, each by its definition
 
 
+@pytest.mark.parametrize("block", [1, 300, 2000, 2**22])  # places, parts of images, images, all
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_each_function_is_its_formula(memory_format):
+def test_each_function_is_its_formula(memory_format, block, monkeypatch):
+    monkeypatch.setattr(fused_blocks, "BLOCK", block)
     x, g = (feature_map(kind=k, memory_format=memory_format) for k in ("rounded", "normal"))
     c, s = torch.rand(5, 6, 1, 1).double(), torch.rand(5, 1, 4, 7).double()
     dmax, dmean = torch.randn(2, 5, 1, 4, 7).double()
