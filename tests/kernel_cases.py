@@ -19,6 +19,7 @@ from cbam_edu import fused, fused_triton
 from cbam_edu.attention import CBAM
 
 DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
+torch.backends.cudnn.allow_tf32 = False  # of the convolution, which is torch's
 LAST = [torch.contiguous_format, torch.channels_last]
 
 # Three shortcomings of the interpreter of Triton 3.6: numpy 2.4 makes no number of an array of one,
@@ -259,7 +260,11 @@ def test_equal_runs_give_equal_bits():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="8 GB on a GPU")
+def has_gigabytes(wanted):
+    return DEVICE == "cuda" and torch.cuda.get_device_properties(0).total_memory > wanted * 2**30
+
+
+@pytest.mark.skipif(not has_gigabytes(24), reason="24 GB on a GPU")
 @pytest.mark.parametrize("memory_format", LAST)
 def test_maps_of_more_values_than_32_bits_count(memory_format):
     n = 2**31 // 2**15 + 1
@@ -273,7 +278,8 @@ def test_maps_of_more_values_than_32_bits_count(memory_format):
          *fused_triton.gate_grads(v, v, gc, gs))
         for v, gc, gs in [(x, c, s), (x[last], c[last], s[last])]
     )  # fmt: skip
-    assert all(torch.equal(a[last], b) for a, b in zip(of_all, of_last, strict=True))
+    for a, b in zip(of_all, of_last, strict=True):
+        assert_close(a[last], b)
 
 
 # ---- All together
@@ -310,6 +316,30 @@ def test_together_they_are_cbam(dtype, close, memory_format, monkeypatch):
         same(found.grad, reference.grad)
     assert_close(module.spatial.norm.running_var.double(), plain.spatial.norm.running_var,
                  rtol=close, atol=close)  # fmt: skip
+
+
+# ---- The end of a residual block
+
+
+@pytest.mark.parametrize("memory_format", LAST)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
+def test_residual_and_relu(dtype, close, memory_format):
+    shape = (2, 70, 9, 15)
+    x, r, g = (numbers(*shape, dtype=dtype, memory_format=memory_format) for _ in range(3))
+    r[0, 3, 4, 5] = float("nan")
+    c, s = gates(shape, "random", torch.float32)
+    r_ = r.float().requires_grad_()
+    expected = torch.relu(x.float() * c * s + r_)
+    expected.backward(g.float())
+    out = fused_triton.scale(x, c, s, r)
+    assert_close(out.float(), expected.detach(), rtol=close, atol=close, equal_nan=True)
+    assert out.is_contiguous(memory_format=memory_format)
+    dr, ds, dc = fused_triton.residual_grads(g, out, x, c, s)
+    assert torch.equal(dr, torch.where(out <= 0, 0, g))
+    assert (dr == 0).float().mean() > 0.3
+    assert dr[0, 3, 4, 5] == g[0, 3, 4, 5]  # as torch's ReLU: what is no number lets it through
+    assert_close(dr.float(), r_.grad)
+    assert_close((ds, dc), fused_triton.gate_grads(dr, x, c, s))
 
 
 # ---- An image on the chip

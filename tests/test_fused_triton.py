@@ -145,7 +145,8 @@ def all_compiled(monkeypatch, x, capability):
         def __getattr__(self, name):
             def launch(*arguments, **options):
                 kernel = getattr(fused_kernels, name)
-                found[name] = compiled(kernel, arguments, options, capability)
+                variant = name, options.get("JOIN")
+                found[variant] = compiled(kernel, arguments, options, capability)
 
             return defaultdict(lambda: launch)  # whatever the grid
 
@@ -156,7 +157,9 @@ def all_compiled(monkeypatch, x, capability):
     fused_triton.pool(x)
     fused_triton.squeeze(x, c)
     fused_triton.scale(x, c, s)
+    fused_triton.scale(x, c, s, x)
     fused_triton.gate_grads(x, x, c, s)
+    fused_triton.residual_grads(x, x, x, c, s)
     fused_triton.map_grads(x, c, s, s, s, m)
     fused_triton.input_grad(x, x, c, s, s, s, s, m, m, m)
     w1, b1, w2 = (torch.empty(size, dtype=wide) for size in [(4, channels), (4,), (channels, 4)])
@@ -182,10 +185,12 @@ def test_a_gpus_compiler_takes_them(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     x = torch.empty(shape, dtype=dtype).contiguous(memory_format=memory_format)
     found = all_compiled(monkeypatch, x, capability)
-    assert len(found) == 8
+    assert len(found) == 10
     for kernel, code in found.items():
         assert re.search(rf"ld\.global[\w.]*\.{re.escape(load)} ", code["ptx"]), kernel
         assert not re.search(r"ld\.global[\w.]*\.b16 ", code["ptx"]), kernel  # one value at a time
         assert "atom" not in code["ptx"]  # sums have an order
+        if kernel[0] in ("pool_kernel", "squeeze_kernel") and capability >= 80 and load != "b64":
+            assert "max.NaN.f32" in code["ptx"]  # the interpreter's maximum is NaN's in any case
         assert re.search(r"arith\.muli .* : i64", code["ttir"])  # an image's start is 64 bits wide
         assert len(code["cubin"]) > 1000  # the assembler took it, too
