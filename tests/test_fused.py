@@ -53,7 +53,7 @@ def feature_map(shape=(5, 6, 4, 7), kind="normal", memory_format=FORMATS[0], dty
 
 def gradients(module: CBAM, call, x: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Return the output, and the gradients of x and of the parameters."""
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    x = x.detach().requires_grad_()  # with the strides that it has
     out = call(x)
     generator = torch.Generator().manual_seed(2)
     out.backward(torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype))
@@ -525,12 +525,24 @@ def test_autocast_keeps_the_gates_in_float32(kind):
     expected, expected_grads = gradients(exact, exact, x.double())
     with torch.autocast("cpu", torch.bfloat16):
         assert out.dtype == plain(x).dtype
-        assert not fused.supports(module.double(), feature_map((3, 8, 6, 6)).bfloat16())
+        assert not fused.supports(plain.double(), feature_map((3, 8, 6, 6)).bfloat16())
+        assert fused.supports(plain, feature_map((3, 8, 6, 6)))
     tolerance = 1e-5 if kind == torch.float32 else 2e-2
     assert (out - expected).abs().max() < tolerance * expected.abs().max()
     for name, grad in grads.items():
         scale = expected_grads[name].abs().max()
         assert (grad - expected_grads[name]).abs().max() < tolerance * scale, name
+
+
+def test_a_backward_pass_under_autocast_is_as_exact():
+    module, x = cbam(8, torch.float32), feature_map((3, 8, 6, 6), dtype=torch.float32)
+    x.requires_grad_()
+    loss = (run_fused(module, x) * feature_map((3, 8, 6, 6), dtype=torch.float32)).sum()
+    plain = (copy.deepcopy(module)(x) * feature_map((3, 8, 6, 6), dtype=torch.float32)).sum()
+    (expected,) = torch.autograd.grad(plain, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (actual,) = torch.autograd.grad(loss, x)
+    assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_autocast_types_do_not_mix():
