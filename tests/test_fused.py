@@ -259,6 +259,18 @@ def test_what_is_frozen_gets_no_gradient():
             assert (p.grad is None) == any(name.startswith(f) for f in frozen)
 
 
+def test_what_is_frozen_after_the_forward_pass():
+    module, x = cbam(), feature_map()
+    out = run_fused(module, x)
+    module.channel.requires_grad_(False)
+    out.square().sum().backward()
+    plain = cbam()
+    plain(x).square().sum().backward()
+    expected = plain.spatial.conv.weight.grad
+    assert_close(module.spatial.conv.weight.grad, expected, rtol=1e-10, atol=1e-12)
+    assert all(p.grad is None for p in module.channel.parameters())
+
+
 def test_an_input_without_gradient():
     module, x = cbam(), feature_map()
     plain = copy.deepcopy(module)
