@@ -17,18 +17,6 @@ function                     passes r and w what it makes
 **backward**                 **6**
 ============================ ====== ======= =====================================================
 
-An image of up to `CACHED` bytes stays on the chip from one reading to the next if one program does
-all that it needs. What lies between the readings, the shared MLP, is then computed there too:
-
-============================ ====== ======= =====================================================
-`gate_both`                  1      x       `pool`, M_c, `squeeze`
-`scale`                      2      x, w    the output
-**forward**                  **3**
-`gate_grads`                 2      g, x    as above
-`gate_back`                  3      g, x, w `map_grads`, the MLP's gradients, `input_grad`
-**backward**                 **5**
-============================ ====== ======= =====================================================
-
 At the end of a residual block, `scale` adds the block's input r and takes the ReLU: 3 passes (x, r,
 w), and `residual_grads` stands for `gate_grads`: 4 (g, the output, x, w). By themselves an addition
 and a ReLU would make 5 and 3 more.
@@ -53,13 +41,12 @@ import os
 import warnings
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 LARGEST = 2**30  # values an image may have: offsets inside it, and beyond, are 32-bit numbers
-CACHED = 2**17  # bytes of an image that is still in the cache when it is read again
-UNITS = 128  # hidden units of an MLP that one program computes
 ENOUGH = 512  # programs that keep a GPU of some 100 multiprocessors busy; fewer, and work is split
 
 
@@ -168,11 +155,11 @@ class Map:
 
     def launch(
         self,
-        name: str,
+        kernel: Any,
         grid: tuple[int, ...],
         tile: tuple[int, int],
-        *args: object,
-        **more: object,
+        *args: Any,
+        **more: Any,
     ) -> None:
         """Start `grid` programs of a kernel; of an empty batch there are none."""
         if self.n == 0:
@@ -192,7 +179,6 @@ class Map:
             "num_warps": max(1, tile[0] * tile[1] // (32 * each)),
             **more,
         }
-        kernel = getattr(kernels(), name)
         if not self.x.is_cuda:  # Triton's interpreter
             kernel[grid](*args, **options)
             return
@@ -214,7 +200,7 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     parts = blocks(a.places, bp * steps)
     mean, peak = a.per_channel(parts), a.per_channel(parts)
     grid, sizes = (programs, parts), (a.n, a.channels, a.places, steps)
-    a.launch("pool_kernel", grid, (bc, bp), a.x, mean, peak, *sizes)
+    a.launch(kernels().pool_kernel, grid, (bc, bp), a.x, mean, peak, *sizes)
     return (mean[0], peak[0]) if parts == 1 else (mean.sum(0), peak.amax(0))
 
 
@@ -224,7 +210,7 @@ def squeeze(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     bc, bp = a.tile(row=256 if a.last else 64, values=4096)
     peak, mean = a.per_place(), a.per_place()
     grid, sizes = (a.n * blocks(a.places, bp),), (a.channels, a.places)
-    a.launch("squeeze_kernel", grid, (bc, bp), a.x, c.contiguous(), peak, mean, *sizes)
+    a.launch(kernels().squeeze_kernel, grid, (bc, bp), a.x, c.contiguous(), peak, mean, *sizes)
     return peak, mean
 
 
@@ -238,7 +224,7 @@ def scale(x: Tensor, c: Tensor, s: Tensor, r: Tensor | None = None) -> Tensor:
     out = torch.empty_like(a.x)
     other = a.x if r is None else a.like(r)
     a.launch(
-        "scale_kernel", (a.n * blocks(a.channels, bc) * blocks(a.places, bp),), (bc, bp),
+        kernels().scale_kernel, (a.n * blocks(a.channels, bc) * blocks(a.places, bp),), (bc, bp),
         a.x, c.contiguous(), s.contiguous(), other, out, a.channels, a.places, JOIN=r is not None,
     )  # fmt: skip
     return out
@@ -269,7 +255,7 @@ def _gate_grads(
     ds, dc = a.per_place(), a.in_parts(parts)
     join = (a.x, a.x) if out is None else (out, dr)
     a.launch(
-        "gate_grads_kernel", (a.n * parts,), (bc, bp),
+        kernels().gate_grads_kernel, (a.n * parts,), (bc, bp),
         a.like(g), a.x, c.contiguous(), s.contiguous(), *join, ds, dc, a.channels, a.places,
         JOIN=out is not None,
     )  # fmt: skip
@@ -306,7 +292,14 @@ def map_grads(
     small = [t.contiguous() for t in (c, maxima, dmax, dmean, m)]
     results = sums[0], ties, sums[1]
     a.launch(
-        "map_grads_kernel", (a.n * parts,), (bc, bp), a.x, *small, *results, a.channels, a.places
+        kernels().map_grads_kernel,
+        (a.n * parts,),
+        (bc, bp),
+        a.x,
+        *small,
+        *results,
+        a.channels,
+        a.places,
     )
     dc, channel_ties = sums[:, :, 0] if parts == 1 else sums.sum(2)
     return dc, ties, channel_ties
@@ -335,100 +328,5 @@ def input_grad(
     small = [t.contiguous() for t in (c, s, maxima, dmax, dmean, m, dm, da)]
     grid = (a.n * blocks(a.channels, bc) * blocks(a.places, bp),)
     sizes = a.channels, a.places
-    a.launch("input_grad_kernel", grid, (bc, bp), a.like(g), a.x, *small, dx, *sizes)
+    a.launch(kernels().input_grad_kernel, grid, (bc, bp), a.like(g), a.x, *small, dx, *sizes)
     return dx
-
-
-# ---- What needs no second pass, as an image stays on the chip
-
-
-def fits(x: Tensor, hidden: int) -> bool:
-    """Return whether `gate_both` pays: an image and an MLP of `hidden` units that are small."""
-    return x.shape[1:].numel() * x.element_size() <= CACHED and hidden <= UNITS
-
-
-def gate_both(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return all that comes before the convolution, in one launch: `pool`, M_c and `squeeze`.
-
-    Parameters
-    ----------
-    x : Tensor
-        (N, C, H, W), the input.
-    w1, b1, w2, b2 : Tensor or None
-        The shared MLP: (hidden, C), (hidden,), (C, hidden), (C,); both biases or none. The MLP is
-        computed in float32 whatever their type (float64 for x of float64).
-
-    Returns
-    -------
-    a, m, c, maxima, means : Tensor
-        Means and maxima of the channels, (N, C); M_c with a sigmoid, (N, C, 1, 1); maxima and means
-        of x c over the channels, (N, 1, H, W).
-    """
-    a, hidden = Map(x), len(w1)
-    tile = a.tile(row=128, values=8192)
-    mean, peak, c = (a.per_channel() for _ in range(3))
-    top, average = a.per_place(), a.per_place()
-    units = power(hidden)
-    weights = [w1, w1 if b1 is None else b1, w2, w2 if b2 is None else b2]
-    a.launch(
-        "gate_both_kernel", (a.n,), tile, a.x, *(w.detach().contiguous() for w in weights),
-        mean, peak, c, top, average, a.channels, a.places, hidden,
-        BH=units, BM=min(power(a.channels), 4096 // units), BIAS=b1 is not None,
-    )  # fmt: skip
-    return mean, peak, c[:, :, None, None], top, average
-
-
-def gate_back(
-    g: Tensor,
-    x: Tensor,
-    c: Tensor,
-    s: Tensor,
-    maxima: Tensor,
-    dmax: Tensor,
-    dmean: Tensor,
-    dc: Tensor,
-    a: Tensor,
-    m: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return what comes after the convolution's backward pass: gradients of x and of the MLP.
-
-    `map_grads`, the MLP's backward pass and `input_grad` in one launch, and small products for the
-    weights. The gradients are whole here, not shares.
-
-    Parameters
-    ----------
-    g, x, c, s : Tensor
-        The gradient of the output, the input, and the two maps.
-    maxima, dmax, dmean : Tensor
-        (N, 1, H, W), `gate_both`'s maxima, their gradient and that of the means.
-    dc : Tensor
-        (N, C), what `gate_grads` found.
-    a, m, w1, b1, w2 : Tensor or None
-        `gate_both`'s pooled channels, and its weights.
-
-    Returns
-    -------
-    dx, dw1, db1, dw2, db2 : Tensor
-        dx of x's type and order, the others of the shapes of what they are gradients of.
-    """
-    a_, units = Map(x), len(w1)
-    tile = a_.tile(row=128, values=4096)
-    dx, of_max = torch.empty_like(a_.x), a_.per_place()
-    dlogit, of_mean, of_peak, ties = a_.per_channel(4)
-    hidden, dz_mean, dz_peak = dlogit.new_empty(3, a_.n, units)
-    small = [c, s, maxima, dmax, dmean, dc, a, m, w1, w1 if b1 is None else b1, w2]
-    a_.launch(
-        "gate_back_kernel", (a_.n,), tile, a_.like(g), a_.x,
-        *(t.detach().contiguous() for t in small),
-        dx, dlogit, hidden, dz_mean, dz_peak, of_max, of_mean, of_peak, ties,
-        a_.channels, a_.places, units,
-        BH=power(units), BM=min(power(a_.channels), 4096 // power(units)), BIAS=b1 is not None,
-        num_warps=max(1, tile[0] * tile[1] // 512),
-    )  # fmt: skip
-    dw1 = torch.addmm(dz_mean.mT @ a, dz_peak.mT, m)
-    return dx, dw1, (dz_mean + dz_peak).sum(0), dlogit.mT @ hidden, 2 * dlogit.sum(0)

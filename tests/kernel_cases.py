@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from triton import knobs
 from triton.runtime import interpreter
 
-from cbam_edu import fused, fused_triton
+from cbam_edu import fused, fused_chip, fused_triton
 from cbam_edu.attention import CBAM
 
 DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
@@ -189,9 +189,9 @@ def test_an_empty_batch():
     dc, ties, channel_ties = fused_triton.map_grads(x, c, s, s, s, pooled)
     assert (dc.shape, ties.shape, channel_ties.shape) == (pooled.shape, s.shape, pooled.shape)
     w1, b1, w2 = numbers(2, 3), numbers(2), numbers(3, 2)
-    found = fused_triton.gate_both(x, w1, b1, w2, numbers(3))
+    found = fused_chip.gate_both(x, w1, b1, w2, numbers(3))
     assert [v.shape for v in found] == [pooled.shape, pooled.shape, c.shape, s.shape, s.shape]
-    found = fused_triton.gate_back(x, x, c, s, s, s, s, dc, pooled, pooled, w1, b1, w2)
+    found = fused_chip.gate_back(x, x, c, s, s, s, s, dc, pooled, pooled, w1, b1, w2)
     assert [v.shape for v in found[:4]] == [x.shape, w1.shape, b1.shape, w2.shape]
     assert not any(v.any() for v in found)  # no image, no gradient
     shares = (s, s, pooled, pooled, pooled)
@@ -370,7 +370,7 @@ def test_an_image_that_stays_on_the_chip(shape, kind, bias, dtype, close, memory
     w1, _, w2 = module.channel.mixer
     x = numbers(*shape, kind=kind, dtype=dtype, memory_format=memory_format)
     g = numbers(*shape, dtype=dtype, memory_format=memory_format)
-    assert fused_triton.fits(x, len(w1.weight))
+    assert fused_chip.fits(x, len(w1.weight))
 
     x_ = x.double().requires_grad_()
     c_ = module.channel(x_)
@@ -381,7 +381,7 @@ def test_an_image_that_stays_on_the_chip(shape, kind, bias, dtype, close, memory
     (y * s).backward(g.double())
 
     weights = [None if w is None else w.to(dtype) for w in (w1.weight, w1.bias, w2.weight, w2.bias)]
-    a, m, c, maxima, means = fused_triton.gate_both(x, *weights)
+    a, m, c, maxima, means = fused_chip.gate_both(x, *weights)
     wide = a.dtype
     assert torch.equal(m, x.amax((2, 3)).to(wide))
     assert torch.equal(maxima, (x.to(wide) * c).amax(1, keepdim=True))
@@ -393,7 +393,7 @@ def test_an_image_that_stays_on_the_chip(shape, kind, bias, dtype, close, memory
     s = s.detach().to(wide)
     dmax, dmean = z.grad.to(wide).split(1, 1)
     _, dc = fused_triton.gate_grads(g, x, c, s)
-    dx, dw1, db1, dw2, db2 = fused_triton.gate_back(
+    dx, dw1, db1, dw2, db2 = fused_chip.gate_back(
         g, x, c, s, maxima, dmax, dmean, dc, a, m, *weights[:3]
     )
     assert dx.dtype == dtype
@@ -406,6 +406,6 @@ def test_an_image_that_stays_on_the_chip(shape, kind, bias, dtype, close, memory
 
 def test_what_is_too_large_for_the_chip():
     x = torch.empty(4, 64, 32, 32, dtype=torch.bfloat16)
-    assert fused_triton.fits(x, 128)
-    assert not fused_triton.fits(x, 129)
-    assert not fused_triton.fits(x.float(), 4)
+    assert fused_chip.fits(x, 128)
+    assert not fused_chip.fits(x, 129)
+    assert not fused_chip.fits(x.float(), 4)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from coverage import Coverage
 
-from cbam_edu import fused_triton
+from cbam_edu import fused_chip, fused_triton
 
 HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") is not None
@@ -135,22 +135,23 @@ def compiled(kernel, arguments, options, capability):
 
 def all_compiled(monkeypatch, x, capability):
     """Call all functions with x; return by kernel what a GPU's compiler makes of the launches."""
-    from cbam_edu import fused_kernels
+    from cbam_edu import fused_chip_kernels, fused_kernels
 
-    found = {}
+    found, kernels = {}, vars(fused_kernels) | vars(fused_chip_kernels)
 
     class Recorder:
         tl = fused_kernels.tl
 
         def __getattr__(self, name):
             def launch(*arguments, **options):
-                kernel = getattr(fused_kernels, name)
+                kernel = kernels[name]
                 variant = name, options.get("JOIN")
                 found[variant] = compiled(kernel, arguments, options, capability)
 
             return defaultdict(lambda: launch)  # whatever the grid
 
     monkeypatch.setattr(fused_triton, "kernels", Recorder)
+    monkeypatch.setattr(fused_chip, "kernels", Recorder)
     (n, channels, height, width), wide = x.shape, torch.promote_types(x.dtype, torch.float32)
     c, m = torch.empty(n, channels, 1, 1, dtype=wide), torch.empty(n, channels, dtype=wide)
     s = torch.empty(n, 1, height, width, dtype=wide)
@@ -163,8 +164,8 @@ def all_compiled(monkeypatch, x, capability):
     fused_triton.map_grads(x, c, s, s, s, m)
     fused_triton.input_grad(x, x, c, s, s, s, s, m, m, m)
     w1, b1, w2 = (torch.empty(size, dtype=wide) for size in [(4, channels), (4,), (channels, 4)])
-    fused_triton.gate_both(x, w1, b1, w2, m[0])
-    fused_triton.gate_back(x, x, c, s, s, s, s, m, m, m, w1, b1, w2)
+    fused_chip.gate_both(x, w1, b1, w2, m[0])
+    fused_chip.gate_back(x, x, c, s, s, s, s, m, m, m, w1, b1, w2)
     return found
 
 
