@@ -328,7 +328,7 @@ def test_a_picture_that_cannot_be_read_is_named(tree, workers):
 
 def test_a_missing_torchvision_is_told(tree, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(FolderError, match=r'cannot be used here.*pip install "cbam-edu\[folder\]"'):
+    with pytest.raises(FolderError, match=r'cannot be used here.*pip install "cbam_edu\[folder\]"'):
         load_folder(tree)
 
 
