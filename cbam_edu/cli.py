@@ -30,7 +30,8 @@ from cbam_edu.models import (
 )
 from cbam_edu.models.staged import Staged
 from cbam_edu.neighbours import ATTENTIONS, check_name
-from cbam_edu.storage import replace_file
+from cbam_edu.recipe import PRECISIONS
+from cbam_edu.storage import explained, replace_file
 from cbam_edu.train import DivergenceError, Recipe, evaluate, fit
 
 # What the program ends with: 0 done, 1 failed on the way, 2 asked for something that can't be,
@@ -243,6 +244,49 @@ def complexity(args: argparse.Namespace) -> None:
     )
 
 
+def _shape(text: str) -> tuple[int, ...]:
+    """Read a feature map's shape, such as 64x64x32x32."""
+    numbers = tuple(int(n) if n.isdecimal() else 0 for n in text.split("x"))
+    if len(numbers) != 4 or 0 in numbers:
+        raise ValueError(f"a shape is N x C x H x W, such as 64x64x32x32; got {text!r}")
+    return numbers
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Time one CBAM layer beside other implementations and beside a copy of its input, in turns.
+
+    Times are medians with quartiles. A copy reads and writes the feature map once; "kept" is what
+    is kept for the backward pass, in feature maps.
+    """
+    from cbam_edu.benchmark import WAYS, compare  # here, for torch's Timer takes a second to import
+
+    check_positive("rounds", args.rounds)
+    check_name("precision", args.precision, list(PRECISIONS))
+    shapes, device = [_shape(text) for text in args.shape], choose_device(args.device)
+    for shape in shapes:
+        lines = compare(
+            typing.cast(tuple[int, int, int, int], shape),
+            ways=WAYS if args.compile else WAYS[:1],
+            dtype=PRECISIONS[args.precision],
+            device=device,
+            channels_last=args.channels_last,
+            rounds=args.rounds,
+        )
+        layout = "channels last" if args.channels_last else "contiguous"
+        print(f"{' x '.join(map(str, shape))}, {args.precision}, {layout}, {lines[0]['device']}")
+        print(f"{'':10}{'way':10}{'mode':10}{'ms':>10}{'quartiles':>20}{'copies':>9}{'kept':>7}")
+        for line in lines:
+            quartiles = f"{line['low']:.2f} to {line['high']:.2f}"
+            kept = f"{line['kept_maps']:.2f}" if "kept_maps" in line else ""
+            print(
+                f"{line['implementation']:10}{line['way']:10}{line['mode']:10}"
+                f"{line['milliseconds']:10.2f}{quartiles:>20}{line['copies']:9.1f}{kept:>7}"
+            )
+        if args.out:
+            with explained("write", args.out), open(args.out, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
 def models(args: argparse.Namespace) -> None:
     """List the networks that can be made, and what they cost."""
     print(f"{'model':18}{'image':>9}{'parameters':>13}{'multiply-accumulates':>22}   no attention")
@@ -366,6 +410,22 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--data-dir", type=Path, help="where to (default: the user's cache)")
 
     add("models", models, "list the networks")
+
+    command = add("benchmark", benchmark, "time CBAM beside other implementations")
+    command.add_argument(
+        "--shape",
+        nargs="+",
+        default=["64x64x32x32", "64x256x14x14", "16x256x56x56"],
+        help="feature maps, N x C x H x W (default: three)",
+    )
+    command.add_argument(
+        "--precision", default="float32", help=f"{', '.join(PRECISIONS)} (default: float32)"
+    )
+    command.add_argument("--channels-last", action="store_true", help="memory format of the map")
+    command.add_argument("--compile", action="store_true", help="by torch.compile as well")
+    command.add_argument("--rounds", type=int, default=15, help="times each (default: 15)")
+    command.add_argument("--out", type=Path, help="file to add the lines of JSON to")
+    add_device(command)
 
     command = add("complexity", complexity, "count what a network costs, per layer")
     command.add_argument("model", metavar="MODEL", help="one of `cbam-edu models`")
