@@ -87,7 +87,7 @@ def _dense(t: Tensor, x: Tensor) -> Tensor:
 class _Convolution(torch.autograd.Function):
     """The convolution of 2 maps to 1, whose gradient for the input is again a convolution.
 
-    On a CPU, torch's own way to that gradient was measured to take 7 to 20 times as long.
+    On a CPU, torch's own way to that gradient takes many times as long.
     """
 
     @staticmethod

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from triton import knobs
 from triton.runtime import interpreter
 
-from cbam_edu import fused, fused_chip, fused_triton
+from cbam_edu import fused, fused_triton
 from cbam_edu.attention import CBAM
 
 DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
@@ -188,12 +188,6 @@ def test_an_empty_batch():
     assert (ds.shape, dc.shape) == (s.shape, pooled.shape)
     dc, ties, channel_ties = fused_triton.map_grads(x, c, s, s, s, pooled)
     assert (dc.shape, ties.shape, channel_ties.shape) == (pooled.shape, s.shape, pooled.shape)
-    w1, b1, w2 = numbers(2, 3), numbers(2), numbers(3, 2)
-    found = fused_chip.gate_both(x, w1, b1, w2, numbers(3))
-    assert [v.shape for v in found] == [pooled.shape, pooled.shape, c.shape, s.shape, s.shape]
-    found = fused_chip.gate_back(x, x, c, s, s, s, s, dc, pooled, pooled, w1, b1, w2)
-    assert [v.shape for v in found[:4]] == [x.shape, w1.shape, b1.shape, w2.shape]
-    assert not any(v.any() for v in found)  # no image, no gradient
     shares = (s, s, pooled, pooled, pooled)
     assert fused_triton.input_grad(x, x, c, s, s, *shares).shape == x.shape
 
@@ -316,96 +310,3 @@ def test_together_they_are_cbam(dtype, close, memory_format, monkeypatch):
         same(found.grad, reference.grad)
     assert_close(module.spatial.norm.running_var.double(), plain.spatial.norm.running_var,
                  rtol=close, atol=close)  # fmt: skip
-
-
-# ---- The end of a residual block
-
-
-@pytest.mark.parametrize("memory_format", LAST)
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
-def test_residual_and_relu(dtype, close, memory_format):
-    shape = (2, 70, 9, 15)
-    x, r, g = (numbers(*shape, dtype=dtype, memory_format=memory_format) for _ in range(3))
-    r[0, 3, 4, 5] = float("nan")
-    c, s = gates(shape, "random", torch.float32)
-    r_ = r.float().requires_grad_()
-    expected = torch.relu(x.float() * c * s + r_)
-    expected.backward(g.float())
-    out = fused_triton.scale(x, c, s, r)
-    assert_close(out.float(), expected.detach(), rtol=close, atol=close, equal_nan=True)
-    assert out.is_contiguous(memory_format=memory_format)
-    dr, ds, dc = fused_triton.residual_grads(g, out, x, c, s)
-    assert torch.equal(dr, torch.where(out <= 0, 0, g))
-    assert (dr == 0).float().mean() > 0.3
-    assert dr[0, 3, 4, 5] == g[0, 3, 4, 5]  # as torch's ReLU: what is no number lets it through
-    assert_close(dr.float(), r_.grad)
-    assert_close((ds, dc), fused_triton.gate_grads(dr, x, c, s))
-
-
-# ---- An image on the chip
-
-
-def assert_near(found, expected, close):
-    assert found.shape == expected.shape
-    assert (found.double() - expected).abs().max() <= close * expected.abs().max()
-
-
-@pytest.mark.parametrize("memory_format", LAST)
-@pytest.mark.parametrize(
-    ("shape", "kind", "bias", "dtype", "close"),
-    [
-        ((2, 5, 3, 7), "ties", True, torch.float64, 1e-12),
-        ((1, 300, 3, 3), "ties", False, torch.float64, 1e-12),
-        ((2, 20, 9, 15), "random", True, torch.float64, 1e-12),
-        ((2, 8, 4, 4), "random", True, torch.float32, 1e-5),
-        ((2, 8, 4, 4), "random", False, torch.bfloat16, 5e-3),
-    ],
-)
-def test_an_image_that_stays_on_the_chip(shape, kind, bias, dtype, close, memory_format):
-    torch.manual_seed(1)
-    module = CBAM(shape[1], reduction=3, bias=bias).to(DEVICE).double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(parameter.to(dtype))  # the numbers that the kernels are given
-    w1, _, w2 = module.channel.mixer
-    x = numbers(*shape, kind=kind, dtype=dtype, memory_format=memory_format)
-    g = numbers(*shape, dtype=dtype, memory_format=memory_format)
-    assert fused_chip.fits(x, len(w1.weight))
-
-    x_ = x.double().requires_grad_()
-    c_ = module.channel(x_)
-    y = x_ * c_
-    z = torch.cat([y.amax(1, keepdim=True), y.mean(1, keepdim=True)], 1)
-    z.retain_grad()
-    s = module.spatial.norm(module.spatial.conv(z)).sigmoid()
-    (y * s).backward(g.double())
-
-    weights = [None if w is None else w.to(dtype) for w in (w1.weight, w1.bias, w2.weight, w2.bias)]
-    a, m, c, maxima, means = fused_chip.gate_both(x, *weights)
-    wide = a.dtype
-    assert torch.equal(m, x.amax((2, 3)).to(wide))
-    assert torch.equal(maxima, (x.to(wide) * c).amax(1, keepdim=True))
-    fine = min(close, 1e-5)
-    assert_near(a, x_.mean((2, 3)), fine)
-    assert_near(c, c_, fine)
-    assert_near(means, z[:, 1:], fine)
-
-    s = s.detach().to(wide)
-    dmax, dmean = z.grad.to(wide).split(1, 1)
-    _, dc = fused_triton.gate_grads(g, x, c, s)
-    dx, dw1, db1, dw2, db2 = fused_chip.gate_back(
-        g, x, c, s, maxima, dmax, dmean, dc, a, m, *weights[:3]
-    )
-    assert dx.dtype == dtype
-    assert dx.is_contiguous(memory_format=memory_format)
-    assert_near(dx, x_.grad, close)
-    found = [dw1, db1, dw2, db2] if bias else [dw1, dw2]
-    for gradient, parameter in zip(found, module.channel.parameters(), strict=True):
-        assert_near(gradient, parameter.grad, fine)
-
-
-def test_what_is_too_large_for_the_chip():
-    x = torch.empty(4, 64, 32, 32, dtype=torch.bfloat16)
-    assert fused_chip.fits(x, 128)
-    assert not fused_chip.fits(x, 129)
-    assert not fused_chip.fits(x.float(), 4)
