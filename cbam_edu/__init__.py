@@ -2,7 +2,8 @@
 
 __version__ = "0.1.0"
 
-from cbam_edu.attention import CBAM, ChannelAttention, SpatialAttention
+from cbam_edu.attention import ChannelAttention, SpatialAttention
+from cbam_edu.fused import CBAM
 from cbam_edu.models import create_model, list_models, load_model, load_pretrained, save_model
 from cbam_edu.neighbours import BAM, ECA, SqueezeExcitation, attention_layer
 from cbam_edu.surgery import add_attention, remove_attention

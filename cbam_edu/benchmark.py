@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from cbam_edu import fused
-from cbam_edu.attention import CBAM
+from cbam_edu import attention, fused
 from cbam_edu.experiment import device_name
 from cbam_edu.neighbours import check_name
 
@@ -60,14 +59,6 @@ class CommonCBAM(nn.Module):
         return x * torch.sigmoid(self.conv(maps))
 
 
-class FusedCBAM(CBAM):
-    """CBAM as `cbam_edu.fused` computes it, where it can."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> the same shape."""
-        return fused.forward(self, x) if fused.supports(self, x) else super().forward(x)
-
-
 def _timm(channels: int) -> nn.Module:
     try:
         from timm.layers.cbam import CbamModule
@@ -77,8 +68,8 @@ def _timm(channels: int) -> nn.Module:
 
 
 IMPLEMENTATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "plain": CBAM,
-    "fused": FusedCBAM,
+    "plain": attention.CBAM,
+    "fused": fused.CBAM,
     "timm": _timm,
     "authors": AuthorsCBAM,
     "common": CommonCBAM,

@@ -21,15 +21,59 @@ autograd. What is as large as x is done by a backend's six functions, and nothin
 is kept. Descriptors and gates are float32 at least.
 """
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from cbam_edu import fused_blocks, fused_triton
-from cbam_edu.attention import CBAM, GATES, ChannelAttention, SpatialAttention
+from cbam_edu import attention, fused_blocks, fused_triton
+from cbam_edu.attention import GATES, ChannelAttention, SpatialAttention
+
+SMALLEST = 2**17  # values of a map on a CPU; below, the plain form's fewer calls take less time
+
+
+class CBAM(attention.CBAM):
+    """CBAM: ``F' = M_c(F) * F``, then ``F'' = M_s(F') * F'`` (equation 1); fast where it can be.
+
+    Parameters
+    ----------
+    channels, reduction, kernel_size, order, pooling, mixer, bias, norm, gate
+        As in `cbam_edu.attention.CBAM`, the plain form, whose parameters and results it has.
+    fused : bool
+        Whether to take the hand-derived backward pass and the fused kernels of this module where
+        `supports` and the size of the map allow; otherwise, the plain form.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        *,
+        order: str = "channel-spatial",
+        pooling: Sequence[str] = ("avg", "max"),
+        mixer: str = "mlp",
+        bias: bool = True,
+        norm: bool = True,
+        gate: str = "sigmoid",
+        fused: bool = True,
+    ):
+        gates: dict[str, Any] = {"pooling": pooling, "mixer": mixer, "bias": bias, "norm": norm}
+        super().__init__(channels, reduction, kernel_size, order=order, gate=gate, **gates)
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the refined feature map: (N, C, H, W) float -> the same shape."""
+        if self.fused and supports(self, x):
+            if x.is_cuda or (torch.is_grad_enabled() and x.numel() >= SMALLEST):
+                return refine(self, x)
+            if not torch.is_grad_enabled():
+                return _in_place(self, x)
+        return super().forward(x)
+
 
 # ---- What is as large as x
 
@@ -81,7 +125,120 @@ def _dense(t: Tensor, x: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-# ---- What is small
+# ---- The three steps on big maps, with their backward passes
+
+
+class _Call:
+    """One forward pass. Its backward passes leave here what `_Pool`'s, the last, makes dx of."""
+
+    by_autograd = False  # once a graph of the gradients was wanted, steps may come without others
+    g: Tensor
+    c: Tensor
+    s: Tensor
+    maxima: Tensor
+    dmax: Tensor  # divided by t
+    dmean: Tensor  # divided by C
+    n: Tensor
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+
+    def is_plain(self) -> bool:
+        """Whether each step's gradients are to be found by autograd, from the step's formula."""
+        self.by_autograd |= torch.is_grad_enabled()
+        return self.by_autograd
+
+
+class _Pool(torch.autograd.Function):
+    """x -> a, m. Its backward pass returns the whole of dx, the others none of it."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, m = call.backend.pool(x)
+        ctx.call = call
+        ctx.save_for_backward(x, m)
+        return a, m
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor, dm: Tensor) -> tuple[Tensor | None, ...]:
+        (x, m), v = ctx.saved_tensors, ctx.call
+        if v.is_plain():
+            return None, *_by_autograd(_pool, [x], (da, dm))
+        shares = v.dmax, v.dmean, m, dm / v.n, da / (x.shape[2] * x.shape[3])
+        dx = v.backend.input_grad(v.g, x, v.c, v.s, v.maxima, *shares)
+        del v.g
+        return None, dx
+
+
+class _Squeeze(torch.autograd.Function):
+    """x, c -> z. The maxima m are there for the backward pass, which counts who attains them."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, x: Tensor, c: Tensor, m: Tensor) -> Tensor:
+        z = torch.cat(call.backend.squeeze(x, c), 1)
+        ctx.call = call
+        ctx.save_for_backward(x, c, m, z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        (x, c, m, z), v = ctx.saved_tensors, ctx.call
+        if v.is_plain():
+            return None, *_by_autograd(_squeeze, [x, c], dz), None
+        v.maxima, dmax, dmean = z.detach()[:, :1], dz[:, :1], dz[:, 1:]
+        dc, ties, v.n = v.backend.map_grads(x, c, v.maxima, dmax, dmean, m)
+        v.dmax, v.dmean = dmax / ties, dmean / x.shape[1]
+        return None, None, dc.view_as(c), None
+
+
+class _Scale(torch.autograd.Function):
+    """x, c, s -> out."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(x, c, s)
+        return call.backend.scale(x, c, s)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x, c, s), v = ctx.saved_tensors, ctx.call
+        if v.is_plain():
+            return None, *_by_autograd(_scale, [x, c, s], g)
+        g = _dense(g, x)
+        if x.requires_grad:
+            v.g, v.c, v.s = g, c.detach(), s.detach()
+        ds, dc = v.backend.gate_grads(g, x, c, s)
+        return None, None, dc.view_as(c), ds
+
+
+def _pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide.mean((2, 3)), wide.amax((2, 3))
+
+
+def _squeeze(x: Tensor, c: Tensor) -> Tensor:
+    y = x * c
+    return torch.cat([y.amax(1, keepdim=True), y.mean(1, keepdim=True)], 1)
+
+
+def _scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    return (x * c * s).to(x.dtype)
+
+
+def _by_autograd(
+    formula: Callable[..., Any], inputs: list[Tensor], grads: Any
+) -> list[Tensor | None]:
+    """Return the gradients of a step's inputs, with a graph of their own where one is wanted."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        here = [t.view_as(t) for t in inputs]  # so that it does not follow how c came from x
+        wanted = [t for t in here if t.requires_grad]
+        found = iter(torch.autograd.grad(formula(*here), wanted, grads, create_graph=graph))
+    return [next(found) if t.requires_grad else None for t in here]
+
+
+# ---- The gates, from what the steps found
 
 
 class _Convolution(torch.autograd.Function):
@@ -125,102 +282,34 @@ def _spatial_map(spatial: SpatialAttention, z: Tensor) -> Tensor:
     return GATES[spatial.gate](logits.to(z.dtype))
 
 
-# ---- Both together
+# ---- All together
 
 
-class _Kept(NamedTuple):
-    """What the backward pass needs besides x: descriptors, and gates with their graphs."""
-
-    a: Tensor
-    m: Tensor
-    c: Tensor
-    z: Tensor
-    s: Tensor
+def _in_place(module: attention.CBAM, x: Tensor) -> Tensor:
+    """Return what the plain form returns where no gradient is wanted: one map, written twice."""
+    y = x * module.channel(x)
+    return y.mul_(module.spatial(y))
 
 
-def _refine(backend: Backend, module: CBAM, x: Tensor, graph: bool = False) -> tuple[Tensor, _Kept]:
-    """Return the output, and what the backward pass needs, with the graphs of the gates or not."""
+def refine(module: attention.CBAM, x: Tensor) -> Tensor:
+    """Return what the plain form returns: (N, C, H, W) float -> the same shape.
+
+    Only for what `supports` says yes to. Sums are taken in another order than in the plain form, so
+    numbers agree to rounding; under autocast, the gates are computed in float32 nevertheless.
+    """
     x = _dense(x, x)
+    backend = _backend(x)
+    assert backend is not None
+    call = _Call(backend)
     with torch.autocast(x.device.type, enabled=False):
-        a, m = (v.requires_grad_(graph) for v in backend.pool(x))
-        with torch.set_grad_enabled(graph):
-            c = _channel_map(module.channel, a, m)
-        z = torch.cat(backend.squeeze(x, c.detach()), 1).requires_grad_(graph)
-        with torch.set_grad_enabled(graph):
-            s = _spatial_map(module.spatial, z)
-        return backend.scale(x, c.detach(), s.detach()), _Kept(a, m, c, z, s)
+        a, m = _Pool.apply(call, x)
+        c = _channel_map(module.channel, a, m)
+        s = _spatial_map(module.spatial, _Squeeze.apply(call, x, c, m.detach()))
+        return _Scale.apply(call, x, c, s)
 
 
-def _small_gradients(map_: Tensor, wanted: list[Tensor], grad: Tensor) -> list[Tensor]:
-    """Send a gate's gradient back; zeros for what the gate does not need, or was since frozen."""
-    free = [t for t in wanted if t.requires_grad]
-    found = torch.autograd.grad(map_, free, grad, retain_graph=True, materialize_grads=True)
-    by_tensor = dict(zip(map(id, free), found, strict=True))
-    return [by_tensor[id(t)] if t.requires_grad else torch.zeros_like(t) for t in wanted]
-
-
-def _gradients(
-    backend: Backend, trained: list[list[Tensor]], kept: _Kept, g: Tensor, x: Tensor, with_x: bool
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Return dx, where it is wanted, and the gradients of what is trained of the two gates."""
-    of_channel, of_spatial = trained
-    maxima, m = kept.z.detach()[:, :1].contiguous(), kept.m.detach()
-    c, s = kept.c.detach(), kept.s.detach()
-    ds, dc = backend.gate_grads(g, x, c, s)
-    dz, *d_spatial = _small_gradients(kept.s, [kept.z, *of_spatial], ds)
-    dmax, dmean = (d.contiguous() for d in dz.split(1, 1))
-    rest, ties, n = backend.map_grads(x, c, maxima, dmax, dmean, m)
-    dc = (dc + rest).view_as(c)
-    da, dm, *d_channel = _small_gradients(kept.c, [kept.a, kept.m, *of_channel], dc)
-    dx = None
-    if with_x:
-        dmax, dmean, dm = dmax / ties, dmean / x.shape[1], dm / n
-        da = da / (x.shape[2] * x.shape[3])
-        dx = backend.input_grad(g, x, c, s, maxima, dmax, dmean, m, dm, da)
-    return dx, [*d_channel, *d_spatial]
-
-
-def _plain(module: CBAM, x: Tensor) -> Tensor:
-    """Return what the module returns, by its own formula; no running statistics move."""
-    buffers = {name: b.clone() for name, b in module.spatial.named_buffers()}
-    y = x.to(next(module.parameters()).dtype)
-    y = y * module.channel(y)
-    out = y * torch.func.functional_call(module.spatial, buffers, (y,))
-    return out.to(x.dtype)
-
-
-def _trained(module: nn.Module) -> list[Tensor]:
-    return [p for p in module.parameters() if p.requires_grad]
-
-
-class _Refine(torch.autograd.Function):
-    """`_refine` with its backward pass; the parameters are named so that they get gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: Backend, module: CBAM, x: Tensor, *parameters: Tensor) -> Tensor:
-        out, ctx.kept = _refine(backend, module, x, graph=True)
-        ctx.backend, ctx.module = backend, module
-        ctx.trained = [_trained(module.channel), _trained(module.spatial)]
-        ctx.save_for_backward(x, *parameters)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
-        with_x = ctx.needs_input_grad[2]
-        with torch.autocast(x.device.type, enabled=False):
-            if torch.is_grad_enabled():  # a gradient of the gradient is wanted
-                wanted = [x, *parameters] if with_x else parameters
-                found = torch.autograd.grad(_plain(ctx.module, x), wanted, g, create_graph=True)
-                return None, None, *([] if with_x else [None]), *found
-            x = _dense(x, x)
-            g = _dense(g, x)
-            dx, grads = _gradients(ctx.backend, ctx.trained, ctx.kept, g, x, with_x)
-            return None, None, dx, *grads
-
-
-def supports(module: CBAM, x: Tensor) -> bool:
-    """Whether `forward` takes this input; where not, the plain form does, or says what is wrong.
+def supports(module: attention.CBAM, x: Tensor) -> bool:
+    """Whether `refine` takes this input; where not, the plain form does, or says what is wrong.
 
     It does not take: another order than channel-spatial, other poolings than avg and max, a device
     without backend; parameters of another type than the input's, unless autocast is on; gates that
@@ -240,11 +329,7 @@ def supports(module: CBAM, x: Tensor) -> bool:
     kind = x.dtype
     if torch.is_autocast_enabled(x.device.type) and kind != torch.float64:
         kind = torch.float32
-    expected = (nn.Parameter, kind, x.device)
-    if any((type(p), p.dtype, p.device) != expected for p in module.parameters()):
-        return False
-    gates = (type(module.channel), type(module.spatial), type(module.spatial.conv))
-    return gates == (ChannelAttention, SpatialAttention, nn.Conv2d) and not _watched(module)
+    return _as_made(module, (kind, x.device))
 
 
 def _transformed() -> bool:
@@ -256,23 +341,15 @@ def _transformed() -> bool:
     )
 
 
-def _watched(module: CBAM) -> bool:
-    """Whether a hook waits for the gates, which are not called here."""
-    inner = (m for gate in (module.channel, module.spatial) for m in gate.modules())
-    return any(
+def _as_made(module: attention.CBAM, kind: tuple[torch.dtype, torch.device]) -> bool:
+    """Whether the gates are the ones of the paper, with all parameters of `kind`, and unwatched."""
+    channel, spatial = module.channel, module.spatial
+    gates = type(channel), type(spatial), type(channel.mixer), type(spatial.conv)
+    if gates != (ChannelAttention, SpatialAttention, nn.Sequential, nn.Conv2d):
+        return False
+    layers = [*channel.mixer, spatial.conv, *([] if spatial.norm is None else [spatial.norm])]
+    parameters = (p for layer in layers for p in layer.parameters(recurse=False))
+    return all((p.dtype, p.device) == kind for p in parameters) and not any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in inner
-    ) or any(p._backward_hooks for p in module.parameters())
-
-
-def forward(module: CBAM, x: Tensor) -> Tensor:
-    """Return what ``module(x)`` returns: (N, C, H, W) float -> the same shape.
-
-    Only for what `supports` says yes to. Sums are taken in another order than in the plain form, so
-    numbers agree to rounding; under autocast, the gates are computed in float32 nevertheless.
-    """
-    backend, parameters = _backend(x), _trained(module)
-    assert backend is not None
-    if torch.is_grad_enabled() and (x.requires_grad or parameters):
-        return _Refine.apply(backend, module, x, *parameters)
-    return _refine(backend, module, x)[0]
+        for m in (channel, channel.mixer, spatial, *layers)
+    )

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam_edu.attention import CBAM, ChannelAttention, check_positive
+from cbam_edu.attention import ChannelAttention, check_positive
+from cbam_edu.fused import CBAM
 
 
 class SqueezeExcitation(nn.Module):

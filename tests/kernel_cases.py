@@ -294,7 +294,7 @@ def test_together_they_are_cbam(dtype, close, memory_format, monkeypatch):
     x = numbers(3, 12, 6, 5, dtype=dtype, memory_format=memory_format)
     upstream = numbers(3, 12, 6, 5, dtype=dtype)
     x_, x = x.double().requires_grad_(), x.requires_grad_()
-    out, expected = fused.forward(module, x), plain(x_)
+    out, expected = fused.refine(module, x), plain(x_)
     out.backward(upstream)
     expected.backward(upstream.double())
 

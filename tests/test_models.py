@@ -19,7 +19,7 @@ from cbam_edu import (
     models,
     save_model,
 )
-from cbam_edu.attention import CBAM
+from cbam_edu.fused import CBAM
 from cbam_edu.models import Bottleneck, ModelFileError, list_pretrained
 from cbam_edu.models.resnet import ResidualBlock
 from cbam_edu.neighbours import ATTENTIONS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from cbam_edu import create_model
-from cbam_edu.attention import CBAM
+from cbam_edu.fused import CBAM
 from cbam_edu.neighbours import (
     ATTENTIONS,
     BAM,
