@@ -1,7 +1,8 @@
-"""How long CBAM takes, beside others' implementations and beside a copy of its input, in one run.
+"""What CBAM costs in time and memory, beside others' implementations, in one run.
 
-All are timed in turns, so that whatever disturbs the machine hits all alike. Times are given in
-milliseconds and in copies: the time of ``y.copy_(x)``, which reads and writes one feature map.
+All are timed in turns, so that whatever disturbs the machine hits all alike. A layer's times are
+also given in copies: the time of ``y.copy_(x)``, which reads and writes one feature map. Memory is
+what is kept for the backward pass, and the most that there is at a time, beside what there was.
 """
 
 import functools
@@ -13,11 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 from cbam_edu import attention, fused
 from cbam_edu.experiment import device_name
+from cbam_edu.models import create_model
 from cbam_edu.neighbours import check_name
+from cbam_edu.recipe import autocast
 
 
 class AuthorsCBAM(nn.Module):
@@ -95,6 +99,23 @@ def kept_bytes(run: Callable[[], Tensor], parameters: Sequence[Tensor]) -> int:
     return sum(kept.values())
 
 
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Return the most memory that `run` has at a time, beside what there was before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, acc_events=True) as profiled:
+        run()
+    recorded = profiled.profiler
+    assert recorded is not None
+    changes = [e.nbytes() for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(changes), default=0)
+
+
 def _quartiles(seconds: Sequence[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return {
@@ -163,8 +184,8 @@ def compare(
     list of dict
         For each name, way and mode ("forward": without gradients; "training": forward and
         backward): median and quartiles in ``milliseconds``, the median in ``copies`` of the map,
-        the map's reads and writes by bandwidth; for training also ``kept_maps``, the bytes that
-        are kept for the backward pass, in feature maps.
+        the map's reads and writes by bandwidth; for training also ``kept_maps`` and ``peak_maps``,
+        the memory kept for the backward pass and the most there is, in feature maps.
     """
     for name in names:
         check_name("implementation", name, list(IMPLEMENTATIONS))
@@ -174,7 +195,7 @@ def compare(
     upstream, target = torch.randn_like(x), torch.empty_like(x)
     inputs = x.detach().requires_grad_()
     tasks: dict[Any, Callable[[], object]] = {"copy": lambda: target.copy_(x)}
-    kept = {}
+    memory = {}
     for name, way in itertools.product(names, ways):
         torch.manual_seed(0)
         module = IMPLEMENTATIONS[name](shape[1]).to(device, dtype).train()
@@ -192,7 +213,8 @@ def compare(
 
         tasks[name, way, "forward"], tasks[name, way, "training"] = forward, training
         training()  # compiles
-        kept[name, way] = kept_bytes(functools.partial(run, inputs), wanted[1:])
+        kept = kept_bytes(functools.partial(run, inputs), wanted[1:])
+        memory[name, way] = kept, peak_bytes(training, device)
     times = in_turns(tasks, rounds, number)
     copy = statistics.median(times.pop("copy"))
     records = []
@@ -207,11 +229,113 @@ def compare(
             **_quartiles(seconds),
             "copies": round(statistics.median(seconds) / copy, 2),
             "copy_gigabytes_per_second": round(2 * x.nbytes / copy / 1e9, 1),
-            "rounds": rounds,
-            "device": device_name(device),
-            "torch": torch.__version__,
+            **_machine(device, rounds),
         }
         if mode == "training":
-            line["kept_maps"] = round(kept[name, way] / x.nbytes, 3)
+            kept, peak = memory[name, way]
+            line |= {"kept_maps": round(kept / x.nbytes, 3), "peak_maps": round(peak / x.nbytes, 3)}
         records.append(line)
     return records
+
+
+def compare_networks(
+    name: str,
+    *,
+    names: Sequence[str] = ("none", "plain", "fused", "timm"),
+    ways: Sequence[str] = WAYS,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    channels_last: bool = True,
+    batch_size: int = 128,
+    rounds: int = 15,
+) -> list[dict[str, Any]]:
+    """Time a training step, without the optimizer's, of a network with and without CBAM.
+
+    Parameters
+    ----------
+    name : str
+        One of `cbam_edu.list_models`.
+    names : sequence of {"none", "plain", "fused", "timm", "authors", "common"}
+        Whose CBAM the network has; "none" for the network without.
+    ways, device, rounds
+        As in `compare`.
+    precision : {"float32", "bfloat16", "float16"}
+        Of the forward pass, by autocast.
+    channels_last : bool
+        Memory format of the network and of its images.
+    batch_size : int
+        Images a step, of the network's usual size.
+
+    Returns
+    -------
+    list of dict
+        For each name and way: median and quartiles in ``milliseconds``, how many times the median
+        without CBAM that is, ``times_none`` (where "none" is among the names), and
+        ``peak_megabytes``, the most memory at a time.
+    """
+    for arm in names:
+        check_name("implementation", arm, ["none", *IMPLEMENTATIONS])
+    device = torch.device(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    tasks: dict[tuple[str, str], Callable[[], object]] = {}
+    for arm, way in itertools.product(names, ways):
+        torch.manual_seed(0)
+        model = _network(name, arm).to(device, memory_format=layout)  # type: ignore[call-overload]
+        side = model.image_size
+        x = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=layout)
+        y = torch.arange(batch_size, device=device) % 10
+        run = torch.compile(model) if way == "compiled" else model
+        weights = list(model.parameters())
+
+        def step(
+            run: Callable[[Tensor], Tensor] = run,
+            weights: list[nn.Parameter] = weights,
+            x: Tensor = x,
+            y: Tensor = y,
+        ) -> object:
+            with autocast(device, precision):
+                logits = run(x)
+            return torch.autograd.grad(F.cross_entropy(logits.float(), y), weights)
+
+        step()  # compiles
+        tasks[arm, way] = step
+    peaks = {task: peak_bytes(step, device) for task, step in tasks.items()}
+    times = in_turns(tasks, rounds)
+    records = []
+    for (arm, way), seconds in times.items():
+        line = {
+            "model": name,
+            "batch_size": batch_size,
+            "precision": precision,
+            "channels_last": channels_last,
+            "implementation": arm,
+            "way": way,
+            "mode": "training",
+            **_quartiles(seconds),
+            "peak_megabytes": round(peaks[arm, way] / 1e6, 1),
+            **_machine(device, rounds),
+        }
+        if ("none", way) in times:
+            alone = statistics.median(times["none", way])
+            line["times_none"] = round(statistics.median(seconds) / alone, 3)
+        records.append(line)
+    return records
+
+
+def _network(name: str, arm: str) -> nn.Module:
+    """Make a network with the CBAM of an implementation, or with none."""
+    model = create_model(name, attention=None if arm == "none" else "cbam").train()
+    if arm != "none":
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, attention.CBAM):
+                model.set_submodule(path, IMPLEMENTATIONS[arm](layer.channels))
+    return model
+
+
+def _machine(device: torch.device, rounds: int) -> dict[str, Any]:
+    return {
+        "rounds": rounds,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

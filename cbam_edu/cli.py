@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -244,47 +244,69 @@ def complexity(args: argparse.Namespace) -> None:
     )
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def _shape(text: str) -> tuple[int, int, int, int]:
     """Read a feature map's shape, such as 64x64x32x32."""
-    numbers = tuple(int(n) if n.isdecimal() else 0 for n in text.split("x"))
+    numbers = [int(n) if n.isdecimal() else 0 for n in text.split("x")]
     if len(numbers) != 4 or 0 in numbers:
         raise ValueError(f"a shape is N x C x H x W, such as 64x64x32x32; got {text!r}")
-    return numbers
+    n, c, h, w = numbers
+    return n, c, h, w
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Time one CBAM layer beside other implementations and beside a copy of its input, in turns.
+    """Time CBAM layers, or a network with and without them, beside other implementations, in turns.
 
-    Times are medians with quartiles. A copy reads and writes the feature map once; "kept" is what
-    is kept for the backward pass, in feature maps.
+    Times are medians with quartiles. Of a layer, "copies" is the time in copies of the feature map,
+    which read and write it once; "kept" is what is kept for the backward pass, and "peak" the most
+    memory at a time, in feature maps.
     """
-    from cbam_edu.benchmark import WAYS, compare  # here, for torch's Timer takes a second to import
+    from cbam_edu.benchmark import WAYS, compare, compare_networks  # torch's Timer takes a second
 
     check_positive("rounds", args.rounds)
+    check_positive("batch", args.batch)
     check_name("precision", args.precision, list(PRECISIONS))
-    shapes, device = [_shape(text) for text in args.shape], choose_device(args.device)
-    for shape in shapes:
-        lines = compare(
-            typing.cast(tuple[int, int, int, int], shape),
-            ways=WAYS if args.compile else WAYS[:1],
-            dtype=PRECISIONS[args.precision],
-            device=device,
-            channels_last=args.channels_last,
-            rounds=args.rounds,
+    device = choose_device(args.device)
+    options: dict[str, typing.Any] = {
+        "ways": WAYS if args.compile else WAYS[:1],
+        "device": device,
+        "channels_last": args.channels_last,
+        "rounds": args.rounds,
+    }
+    layout = "channels last" if args.channels_last else "contiguous"
+    runs: dict[str, Callable[..., list[dict[str, typing.Any]]]] = {}
+    if args.model:
+        check_name("model", args.model, list_models())
+        kind = {"precision": args.precision, "batch_size": args.batch}
+        runs[f"{args.model}, {args.batch} images"] = functools.partial(
+            compare_networks, args.model, **kind
         )
-        layout = "channels last" if args.channels_last else "contiguous"
-        print(f"{' x '.join(map(str, shape))}, {args.precision}, {layout}, {lines[0]['device']}")
-        print(f"{'':10}{'way':10}{'mode':10}{'ms':>10}{'quartiles':>20}{'copies':>9}{'kept':>7}")
-        for line in lines:
-            quartiles = f"{line['low']:.2f} to {line['high']:.2f}"
-            kept = f"{line['kept_maps']:.2f}" if "kept_maps" in line else ""
-            print(
-                f"{line['implementation']:10}{line['way']:10}{line['mode']:10}"
-                f"{line['milliseconds']:10.2f}{quartiles:>20}{line['copies']:9.1f}{kept:>7}"
-            )
+    else:
+        for shape in map(_shape, args.shape):
+            what = " x ".join(map(str, shape))
+            runs[what] = functools.partial(compare, shape, dtype=PRECISIONS[args.precision])
+    for what, measure in runs.items():
+        lines = measure(**options)
+        print(f"{what}, {args.precision}, {layout}, {lines[0]['device']}")
+        _print_times(lines)
         if args.out:
             with explained("write", args.out), open(args.out, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _print_times(lines: list[dict[str, typing.Any]]) -> None:
+    """Print a table of what was timed; a column that a line does not have stays empty."""
+    columns = {"copies": "copies", "kept_maps": "kept", "peak_maps": "peak"}
+    columns |= {"times_none": "times none", "peak_megabytes": "peak MB"}
+    columns = {key: title for key, title in columns.items() if any(key in line for line in lines)}
+    titles = "".join(f"{title:>12}" for title in columns.values())
+    print(f"{'':10}{'way':10}{'mode':10}{'ms':>10}{'quartiles':>20}{titles}")
+    for line in lines:
+        quartiles = f"{line['low']:.2f} to {line['high']:.2f}"
+        more = "".join(f"{line[k]:12.2f}" if k in line else " " * 12 for k in columns)
+        print(
+            f"{line['implementation']:10}{line['way']:10}{line['mode']:10}"
+            f"{line['milliseconds']:10.2f}{quartiles:>20}{more}".rstrip()
+        )
 
 
 def models(args: argparse.Namespace) -> None:
@@ -418,10 +440,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=["64x64x32x32", "64x256x14x14", "16x256x56x56"],
         help="feature maps, N x C x H x W (default: three)",
     )
+    command.add_argument("--model", help="a network of `cbam-edu models`, instead of layers")
+    command.add_argument("--batch", type=int, default=128, help="its images a step (default: 128)")
     command.add_argument(
         "--precision", default="float32", help=f"{', '.join(PRECISIONS)} (default: float32)"
     )
-    command.add_argument("--channels-last", action="store_true", help="memory format of the map")
+    command.add_argument("--channels-last", action="store_true", help="memory format")
     command.add_argument("--compile", action="store_true", help="by torch.compile as well")
     command.add_argument("--rounds", type=int, default=15, help="times each (default: 15)")
     command.add_argument("--out", type=Path, help="file to add the lines of JSON to")

@@ -14,9 +14,12 @@ from cbam_edu.benchmark import (
     IMPLEMENTATIONS,
     AuthorsCBAM,
     CommonCBAM,
+    _network,
     compare,
+    compare_networks,
     in_turns,
     kept_bytes,
+    peak_bytes,
 )
 from cbam_edu.cli import main
 
@@ -72,6 +75,14 @@ def test_kept_bytes_by_hand():
     assert kept_bytes(lambda: x + 1, []) == 0
 
 
+def test_peak_bytes_by_hand():
+    x, cpu = torch.randn(10, 100), torch.device("cpu")
+    assert peak_bytes(lambda: x, cpu) == 0
+    assert peak_bytes(lambda: x.exp(), cpu) == x.nbytes
+    assert peak_bytes(lambda: x.exp().sum(), cpu) == x.nbytes + 4
+    assert peak_bytes(lambda: x.exp().exp().exp(), cpu) == 2 * x.nbytes  # never three at a time
+
+
 def test_tasks_are_timed_in_turns():
     calls = []
     times = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
@@ -90,12 +101,38 @@ def test_every_implementation_gets_its_line():
         assert 0 < line["low"] <= line["milliseconds"] <= line["high"]
         assert line["copies"] > 0
         assert ("kept_maps" in line) == (line["mode"] == "training")
+        assert line.get("peak_maps", 9) >= 1.9  # output and gradient, less what frees as it goes
         assert (line["shape"], line["rounds"], line["way"]) == ([2, 16, 5, 4], 3, "eager")
+
+
+def test_a_network_gets_the_layers_of_an_implementation():
+    kinds = {
+        name: {type(m).__name__ for m in _network("cbamnet_tiny", name).modules()}
+        for name in ("none", *IMPLEMENTATIONS)
+    }
+    assert not {"CBAM", "CbamModule", "AuthorsCBAM", "CommonCBAM"} & kinds["none"]
+    for name, kind in (("timm", "CbamModule"), ("authors", "AuthorsCBAM"), ("fused", "CBAM")):
+        assert kind in kinds[name]
+    plain = [m for m in _network("cbamnet_tiny", "plain").modules() if isinstance(m, CBAM)]
+    assert plain
+    assert {type(m) for m in plain} == {CBAM}
+
+
+def test_networks_are_timed_beside_the_one_without():
+    lines = compare_networks("cbamnet_tiny", ways=["eager"], batch_size=4, rounds=2)
+    assert [line["implementation"] for line in lines] == ["none", "plain", "fused", "timm"]
+    assert lines[0]["times_none"] == 1
+    assert all(line["times_none"] > 0 and line["peak_megabytes"] > 0 for line in lines)
+    assert lines[1]["peak_megabytes"] > lines[0]["peak_megabytes"]
+    (alone,) = compare_networks("resnet20", names=["timm"], ways=["eager"], batch_size=2, rounds=2)
+    assert "times_none" not in alone
 
 
 def test_an_unknown_implementation_is_told():
     with pytest.raises(ValueError, match="unknown implementation 'tim'; did you mean timm"):
         compare((1, 1, 1, 1), names=["tim"])
+    with pytest.raises(ValueError, match="unknown implementation 'no'; did you mean none"):
+        compare_networks("resnet20", names=["no"])
 
 
 def test_the_command_prints_a_table_and_adds_lines(tmp_path, capsys):
@@ -110,12 +147,23 @@ def test_the_command_prints_a_table_and_adds_lines(tmp_path, capsys):
     assert [line.split()[0] for line in shown[2:12:2]] == list(IMPLEMENTATIONS)
 
 
+def test_the_command_times_networks(tmp_path, capsys):
+    words = ["benchmark", "--model", "cbamnet_tiny", "--batch", "4", "--rounds", "2", "--out"]
+    assert main([*words, str(tmp_path / "lines.jsonl"), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("cbamnet_tiny, 4 images, float32, contiguous, CPU (")
+    assert [line.split()[0] for line in shown[2:]] == ["none", "plain", "fused", "timm"]
+    assert len((tmp_path / "lines.jsonl").read_text("utf-8").splitlines()) == 4
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--shape", "64x64"], "a shape is N x C x H x W, such as 64x64x32x32; got '64x64'"),
         (["--shape", "1x0x2x2"], "got '1x0x2x2'"),
         (["--shape", "axbxcxd"], "got 'axbxcxd'"),
+        (["--model", "resnet21"], "unknown model 'resnet21'; did you mean resnet32 or resnet20"),
+        (["--model", "resnet20", "--batch", "0"], "batch must be a positive integer, got 0"),
         (["--rounds", "0"], "rounds must be a positive integer, got 0"),
         (["--precision", "float8"], "unknown precision 'float8'; did you mean float"),
         (["--out", "none/lines.jsonl", "--shape", "1x4x2x2", "--rounds", "2"], "cannot write none"),
