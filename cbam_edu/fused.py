@@ -17,21 +17,28 @@ as `torch.amax` does; t_p is how many channels attain max_k y, and n_k how many 
     dx   = c dy + da / (H W) + [x = m] dm / n
 
 What is small (the descriptors a, m, z and their gates) is left to the module's own layers and to
-autograd. What is as large as x is done by a backend's six functions, and nothing of that size but x
-is kept. Descriptors and gates are float32 at least.
+autograd. What is as large as x is done by a backend's six functions (`fused_steps.Backend`), and
+nothing of that size but x is kept. Descriptors and gates are float32 at least.
+
+Where an image and the MLP are small enough for a GPU's chip, a, m, c and z are found in one step,
+and so are dc, the MLP's gradients and dx (`fused_chip`). Where a residual block's addition and ReLU
+follow, a GPU does them together with the product y s (`refine_and_add`). What comes before CBAM
+there, BatchNorm, is not drawn in: to train, it needs a pass of its own over x, for its statistics.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
-from cbam_edu import attention, fused_blocks, fused_triton
+from cbam_edu import attention, fused_blocks, fused_chip, fused_steps, fused_triton
 from cbam_edu.attention import GATES, ChannelAttention, SpatialAttention
+from cbam_edu.fused_convolution import convolve
+from cbam_edu.fused_steps import Backend, Call, dense
 
+BACKENDS: list[Backend] = [fused_blocks, fused_triton]  # the first that serves x is taken
 SMALLEST = 2**17  # values of a map on a CPU; below, the plain form's fewer calls take less time
 
 
@@ -75,225 +82,26 @@ class CBAM(attention.CBAM):
         return super().forward(x)
 
 
-# ---- What is as large as x
-
-
-class Backend(Protocol):
-    """What a device has to compute on feature maps; x and g are (N, C, H, W), of one format.
-
-    Everything else is float32, or float64 where x is: c ``(N, C, 1, 1)``; s, maxima, ds, dmax,
-    dmean and ties ``(N, 1, H, W)``; m, dc, da, dm ``(N, C)``. The names are the module's, above.
-    """
-
-    def serves(self, x: Tensor) -> bool:
-        """Whether x is of a device and of a type that the backend knows."""
-
-    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a and m."""
-
-    def squeeze(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the maximum and the mean of x c over the channels."""
-
-    def scale(self, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        """Return x c s."""
-
-    def gate_grads(self, g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ds and the part of dc that comes from g s."""
-
-    def map_grads(
-        self, x: Tensor, c: Tensor, maxima: Tensor, dmax: Tensor, dmean: Tensor, m: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rest of dc, t and n."""
-
-    def input_grad(
-        self, g: Tensor, x: Tensor, c: Tensor, s: Tensor, maxima: Tensor, dmax: Tensor,
-        dmean: Tensor, m: Tensor, dm: Tensor, da: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Return dx; dmax, dmean, dm and da are already divided by t, C, n and H W."""
-
-
-BACKENDS: list[Backend] = [fused_blocks, fused_triton]  # the first that serves x is taken
+# ---- The gates, from what the steps found
 
 
 def _backend(x: Tensor) -> Backend | None:
     return next((b for b in BACKENDS if b.serves(x)), None)
 
 
-def _dense(t: Tensor, x: Tensor) -> Tensor:
-    """Return `t` in the format that x is worked on: channels_last where x is, else contiguous."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-# ---- The three steps on big maps, with their backward passes
-
-
-class _Call:
-    """One forward pass. Its backward passes leave here what `_Pool`'s, the last, makes dx of."""
-
-    by_autograd = False  # once a graph of the gradients was wanted, steps may come without others
-    g: Tensor
-    c: Tensor
-    s: Tensor
-    maxima: Tensor
-    dmax: Tensor  # divided by t
-    dmean: Tensor  # divided by C
-    n: Tensor
-
-    def __init__(self, backend: Backend):
-        self.backend = backend
-
-    def is_plain(self) -> bool:
-        """Whether each step's gradients are to be found by autograd, from the step's formula."""
-        self.by_autograd |= torch.is_grad_enabled()
-        return self.by_autograd
-
-
-class _Pool(torch.autograd.Function):
-    """x -> a, m. Its backward pass returns the whole of dx, the others none of it."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor) -> tuple[Tensor, Tensor]:
-        a, m = call.backend.pool(x)
-        ctx.call = call
-        ctx.save_for_backward(x, m)
-        return a, m
-
-    @staticmethod
-    def backward(ctx: Any, da: Tensor, dm: Tensor) -> tuple[Tensor | None, ...]:
-        (x, m), v = ctx.saved_tensors, ctx.call
-        if v.is_plain():
-            return None, *_by_autograd(_pool, [x], (da, dm))
-        shares = v.dmax, v.dmean, m, dm / v.n, da / (x.shape[2] * x.shape[3])
-        dx = v.backend.input_grad(v.g, x, v.c, v.s, v.maxima, *shares)
-        del v.g
-        return None, dx
-
-
-class _Squeeze(torch.autograd.Function):
-    """x, c -> z. The maxima m are there for the backward pass, which counts who attains them."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor, c: Tensor, m: Tensor) -> Tensor:
-        z = torch.cat(call.backend.squeeze(x, c), 1)
-        ctx.call = call
-        ctx.save_for_backward(x, c, m, z)
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-        (x, c, m, z), v = ctx.saved_tensors, ctx.call
-        if v.is_plain():
-            return None, *_by_autograd(_squeeze, [x, c], dz), None
-        v.maxima, dmax, dmean = z.detach()[:, :1], dz[:, :1], dz[:, 1:]
-        dc, ties, v.n = v.backend.map_grads(x, c, v.maxima, dmax, dmean, m)
-        v.dmax, v.dmean = dmax / ties, dmean / x.shape[1]
-        return None, None, dc.view_as(c), None
-
-
-class _Scale(torch.autograd.Function):
-    """x, c, s -> out."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(x, c, s)
-        return call.backend.scale(x, c, s)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (x, c, s), v = ctx.saved_tensors, ctx.call
-        if v.is_plain():
-            return None, *_by_autograd(_scale, [x, c, s], g)
-        g = _dense(g, x)
-        if x.requires_grad:
-            v.g, v.c, v.s = g, c.detach(), s.detach()
-        ds, dc = v.backend.gate_grads(g, x, c, s)
-        return None, None, dc.view_as(c), ds
-
-
-def _pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.mean((2, 3)), wide.amax((2, 3))
-
-
-def _squeeze(x: Tensor, c: Tensor) -> Tensor:
-    y = x * c
-    return torch.cat([y.amax(1, keepdim=True), y.mean(1, keepdim=True)], 1)
-
-
-def _scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-    return (x * c * s).to(x.dtype)
-
-
-def _by_autograd(
-    formula: Callable[..., Any], inputs: list[Tensor], grads: Any
-) -> list[Tensor | None]:
-    """Return the gradients of a step's inputs, with a graph of their own where one is wanted."""
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
-        here = [t.view_as(t) for t in inputs]  # so that it does not follow how c came from x
-        wanted = [t for t in here if t.requires_grad]
-        found = iter(torch.autograd.grad(formula(*here), wanted, grads, create_graph=graph))
-    return [next(found) if t.requires_grad else None for t in here]
-
-
-# ---- The gates, from what the steps found
-
-
-class _Convolution(torch.autograd.Function):
-    """The convolution of 2 maps to 1, whose gradient for the input is again a convolution.
-
-    On a CPU, torch's own way to that gradient takes many times as long.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(z, weight)
-        return _convolve(z, weight)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None]:
-        z, weight = ctx.saved_tensors
-        dz = _convolve(g, weight.flip(2, 3).transpose(0, 1))
-        return dz, _weight_grad(z, weight, g) if ctx.needs_input_grad[1] else None
-
-
-# A CPU computes 16 channels at once, or as many places as it has channels to fill: 8 neighbouring
-# places are made 8 channels, whose kernels are the same one, shifted, in rows of k + 7.
-NEIGHBOURS = 8
-
-
-def _neighbours(z: Tensor) -> int:
-    return NEIGHBOURS if z.is_cpu and z.shape[3] >= 2 * NEIGHBOURS else 1
-
-
-def _padded(z: Tensor, k: int) -> Tensor:
-    """Return the map with a margin for the kernel, its rows a whole number of neighbourhoods."""
-    margin = k // 2
-    return F.pad(z, (margin, margin + -z.shape[3] % _neighbours(z), margin, margin))
-
-
-def _convolve(z: Tensor, weight: Tensor) -> Tensor:
-    """Return ``conv2d(z, weight, padding=k // 2)``."""
-    many, (outs, ins, k, _), (n, _, h, w) = _neighbours(z), weight.shape, z.shape
-    if many == 1:
-        return F.conv2d(z, weight.contiguous(), padding=k // 2)
-    shifted = torch.stack([F.pad(weight, (j, many - 1 - j)) for j in range(many)], 1)
-    kernels = shifted.view(outs * many, ins, k, k + many - 1)
-    out = F.conv2d(_padded(z, k), kernels, stride=(1, many)).view(n, outs, many, h, -1)
-    return out.permute(0, 1, 3, 4, 2).reshape(n, outs, h, -1)[..., :w]
-
-
-def _weight_grad(z: Tensor, weight: Tensor, g: Tensor) -> Tensor:
-    """Return the gradient of the weight where `g` is that of ``_convolve(z, weight)``."""
-    many, (_, ins, k, _), (n, _, h, w) = _neighbours(z), weight.shape, g.shape
-    if many == 1:
-        return conv2d_weight(z, weight.shape, g, padding=k // 2)
-    g = F.pad(g, (0, -w % many)).view(n, h, -1, many).permute(0, 3, 1, 2)
-    kernels = many, ins, k, k + many - 1
-    found = conv2d_weight(_padded(z, k), kernels, g, stride=(1, many))
-    return torch.stack([found[j, :, :, j : j + k] for j in range(many)]).sum(0, keepdim=True)
+def _weights_on_chip(channel: ChannelAttention, x: Tensor) -> list[Tensor]:
+    """Return the MLP's w1, b1, w2, b2 where `fused_chip` takes it and x; otherwise nothing."""
+    if _backend(x) is not fused_triton or sorted(channel.pooling) != ["avg", "max"]:
+        return []
+    layers: list[Any] = [*channel.mixer]
+    kinds = [type(layer) for layer in layers]
+    if kinds != [nn.Linear, nn.ReLU, nn.Linear] or channel.gate != "sigmoid":
+        return []
+    first, _, last = layers
+    if not fused_chip.fits(x, first.weight, last.weight):
+        return []
+    pairs = ((layer.weight, layer.bias) for layer in (first, last))
+    return [v for w, b in pairs for v in (w, w.new_zeros(len(w)) if b is None else b)]
 
 
 def _channel_map(channel: ChannelAttention, a: Tensor, m: Tensor) -> Tensor:
@@ -308,7 +116,7 @@ def _channel_map(channel: ChannelAttention, a: Tensor, m: Tensor) -> Tensor:
 def _spatial_map(spatial: SpatialAttention, z: Tensor) -> Tensor:
     """Return M_s from the maximum and the mean over the channels, in the type of `z`."""
     weight, n = spatial.conv.weight, spatial.norm
-    logits = _Convolution.apply(z.to(weight.dtype), weight)
+    logits = convolve(z.to(weight.dtype), weight)
     if n is not None and spatial.training and logits.numel() == 1:
         logits = F.batch_norm(logits, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)
     elif n is not None:
@@ -325,21 +133,45 @@ def _in_place(module: attention.CBAM, x: Tensor) -> Tensor:
     return y.mul_(module.spatial(y))
 
 
-def refine(module: attention.CBAM, x: Tensor) -> Tensor:
+def refine(module: attention.CBAM, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """Return what the plain form returns: (N, C, H, W) float -> the same shape.
 
-    Only for what `supports` says yes to. Sums are taken in another order than in the plain form, so
+    Only for what `supports` says yes to; with a `residual`, only for what `_joins` says yes to, and
+    then it is added and the ReLU taken. Sums are taken in another order than in the plain form, so
     numbers agree to rounding; under autocast, the gates are computed in float32 nevertheless.
     """
-    x = _dense(x, x)
+    x = dense(x, x)
     backend = _backend(x)
     assert backend is not None
-    call = _Call(backend)
+    call = Call(backend)
     with torch.autocast(x.device.type, enabled=False):
-        a, m = _Pool.apply(call, x)
-        c = _channel_map(module.channel, a, m)
-        s = _spatial_map(module.spatial, _Squeeze.apply(call, x, c, m.detach()))
-        return _Scale.apply(call, x, c, s)
+        if weights := _weights_on_chip(module.channel, x):
+            c, z = fused_steps.gates(call, x, *weights)
+        else:
+            a, m = fused_steps.pool(call, x)
+            c = _channel_map(module.channel, a, m)
+            z = fused_steps.squeeze(call, x, c, m.detach())
+        s = _spatial_map(module.spatial, z)
+        if residual is None:
+            return fused_steps.scale(call, x, c, s)
+        return fused_steps.join(call, x, c, s, residual)
+
+
+def refine_and_add(module: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+    """Return ``relu(module(x) + residual)``, the end of a residual block.
+
+    On a GPU, a `CBAM` takes both into its last pass over the map, in place of two passes more.
+
+    Parameters
+    ----------
+    module : Module
+        What stands before the addition, be it a `CBAM` or anything else.
+    x, residual : Tensor
+        (N, C, H, W) float, the module's input and what is added to its output.
+    """
+    if type(module) is CBAM and module.fused and _joins(module, x, residual):
+        return refine(module, x, residual)
+    return F.relu(module(x) + residual)
 
 
 def supports(module: attention.CBAM, x: Tensor) -> bool:
@@ -383,7 +215,22 @@ def _as_made(module: attention.CBAM, kind: tuple[torch.dtype, torch.device]) -> 
         return False
     layers = [*channel.mixer, spatial.conv, *([] if spatial.norm is None else [spatial.norm])]
     parameters = (p for layer in layers for p in layer.parameters(recurse=False))
-    return all((p.dtype, p.device) == kind for p in parameters) and not any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in (channel, channel.mixer, spatial, *layers)
-    )
+    if any((p.dtype, p.device) != kind for p in parameters):
+        return False
+    return not any(map(_watched, (channel, channel.mixer, spatial, *layers)))
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what a module itself takes and returns."""
+    m = module
+    hooks = m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
+    return any(hooks)
+
+
+def _joins(module: CBAM, x: Tensor, residual: Tensor) -> bool:
+    """Whether `refine` takes a residual, too: on a GPU, where nobody waits for the sum's parts."""
+    if not supports(module, x) or _backend(x) is not fused_triton or type(residual) is not Tensor:
+        return False
+    if (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
+        return False
+    return not _watched(module) and not nn.modules.module._has_any_global_hook()

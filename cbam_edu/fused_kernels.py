@@ -103,10 +103,11 @@ def squeeze_kernel(
 
 @triton.jit
 def scale_kernel(
-    x, c, s, out, C, P,
+    x, c, s, r, out, C, P,
     LAST: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    JOIN: tl.constexpr,
 ):  # fmt: skip
-    """Write x c s of one tile."""
+    """Write x c s of one tile, or with JOIN the ReLU of x c s + r."""
     C, P = aligned(C, P, LAST, ALIGN)
     across, down = tl.cdiv(P, BP), tl.cdiv(C, BC)
     n = (tl.program_id(0) // (across * down)).to(tl.int64)
@@ -118,15 +119,21 @@ def scale_kernel(
     spatial = tl.load(s + n * P + place, mask=place < P, other=0).to(ACC)
     value = tl.load(x + image + at, mask=exists, other=0).to(ACC)
     refined = value * gate[:, None] * spatial[None, :]
+    if JOIN:
+        refined = larger(refined + tl.load(r + image + at, mask=exists, other=0).to(ACC), 0.0)
     tl.store(out + image + at, refined, mask=exists)
 
 
 @triton.jit
 def gate_grads_kernel(
-    g, x, c, s, ds, dc, C, P,
+    g, x, c, s, out, dr, ds, dc, C, P,
     LAST: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    JOIN: tl.constexpr,
 ):  # fmt: skip
-    """Write at BP places ds = sum_c g x c, and of each channel their part of dc = sum_p g x s."""
+    """Write at BP places ds = sum_c g x c, and of each channel their part of dc = sum_p g x s.
+
+    With JOIN, the ReLU that made `out` takes g first, and what it lets through is written to dr.
+    """
     C, P = aligned(C, P, LAST, ALIGN)
     parts = tl.cdiv(P, BP)
     n = (tl.program_id(0) // parts).to(tl.int64)
@@ -140,6 +147,9 @@ def gate_grads_kernel(
         at, exists = inside(channel, place, C, P, LAST)
         gate = tl.load(c + n * C + channel, mask=channel < C, other=0).to(ACC)
         gx = tl.load(g + image + at, mask=exists, other=0).to(ACC)
+        if JOIN:
+            gx = tl.where(tl.load(out + image + at, mask=exists, other=0).to(ACC) <= 0, 0, gx)
+            tl.store(dr + image + at, gx, mask=exists)
         gx *= tl.load(x + image + at, mask=exists, other=0).to(ACC)
         total += gx * gate[:, None]
         tl.store(dc + row + channel, tl.sum(gx * spatial[None, :], 1), mask=channel < C)

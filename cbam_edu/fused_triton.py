@@ -17,6 +17,11 @@ function                     passes r and w what it makes
 **backward**                 **6**
 ============================ ====== ======= =====================================================
 
+Of a small image, `cbam_edu.fused_chip` makes 3 and 5. At the end of a residual block, `scale` adds
+the block's input r and takes the ReLU: 3 passes (x, r, w), and `residual_grads` stands for
+`gate_grads`: 4 (g, the output, x, w). By themselves an addition and a ReLU make 5 and 3 more. The
+BatchNorm before CBAM stays by itself: in training its statistics need a pass before all others.
+
 `map_grads` asks for x twice, a tile of 64 to 128 places after the other; the second time it comes
 from the cache. Sums over places are left in parts where an image has more than one tile, and added
 up by torch: `gate_grads` writes and reads again 4 bytes, `map_grads` 8, for the 64 to 128 values of
@@ -71,12 +76,14 @@ def reaches(device: torch.device) -> bool:
 
 
 def runs(device: torch.device) -> bool:
-    """Try one value on a GPU: Triton also needs a C compiler and Python's headers."""
+    """Try all kernels on a GPU: Triton also needs a C compiler and Python's headers."""
+    from cbam_edu import fused_trial  # which needs this file
+
     try:
-        pool(torch.zeros(1, 1, 1, 1, device=device))
-    except Exception as error:  # whatever is missing, the plain form needs none of it
+        fused_trial.check(device)
+    except Exception as error:  # whatever is wrong, the plain form needs none of it
         warnings.warn(
-            f"CBAM takes its plain form on {device}, as Triton cannot run there: {error}",
+            f"CBAM takes its plain form on {device}, as the Triton kernels fail there: {error}",
             stacklevel=2,
         )
         return False
@@ -155,6 +162,7 @@ class Map:
         grid: tuple[int, ...],
         tile: tuple[int, int],
         *args: Any,
+        **more: Any,
     ) -> None:
         """Start `grid` programs of a kernel; of an empty batch there are none."""
         if self.n == 0:
@@ -172,6 +180,7 @@ class Map:
             "BC": tile[0],
             "BP": tile[1],
             "num_warps": max(1, tile[0] * tile[1] // (32 * each)),
+            **more,
         }
         if not self.x.is_cuda:  # Triton's interpreter
             kernel[grid](*args, **options)
@@ -208,28 +217,46 @@ def squeeze(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return peak, mean
 
 
-def scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-    """Return x c s, of the type of x and in its order in memory."""
+def scale(x: Tensor, c: Tensor, s: Tensor, r: Tensor | None = None) -> Tensor:
+    """Return x c s, of the type of x and in its order in memory; given r, ReLU(x c s + r).
+
+    The latter ends a residual block, where r, (N, C, H, W), is what the block was given.
+    """
     a = Map(x)
     bc, bp = a.tile(row=256, values=4096)
     out = torch.empty_like(a.x)
     grid = (a.n * blocks(a.channels, bc) * blocks(a.places, bp),)
+    maps = a.x, c.contiguous(), s.contiguous(), a.x if r is None else a.like(r), out
     sizes = a.channels, a.places
-    small = c.contiguous(), s.contiguous()
-    a.launch(kernels().scale_kernel, grid, (bc, bp), a.x, *small, out, *sizes)
+    a.launch(kernels().scale_kernel, grid, (bc, bp), *maps, *sizes, JOIN=r is not None)
     return out
 
 
 def gate_grads(g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Return ds = sum_c g x c, (N, 1, H, W), and dc = sum_hw g x s, (N, C)."""
+    return _gate_grads(Map(x), g, c, s)
+
+
+def residual_grads(
+    g: Tensor, out: Tensor, x: Tensor, c: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dr = g where the ReLU of `scale` let it through, and `gate_grads` of dr.
+
+    From here on dr takes the place of g; out is what `scale` returned.
+    """
     a = Map(x)
+    dr = torch.empty_like(a.x, dtype=g.dtype)
+    return dr, *_gate_grads(a, g, c, s, a.like(out), dr)
+
+
+def _gate_grads(a: Map, g: Tensor, c: Tensor, s: Tensor, *join: Tensor) -> tuple[Tensor, Tensor]:
     bc, bp = a.tile(row=128, values=8192)
     parts = blocks(a.places, bp)
     ds, dc = a.per_place(), a.in_parts(parts)
+    maps = a.like(g), a.x, c.contiguous(), s.contiguous(), *(join or (a.x, a.x)), ds, dc
     grid, sizes = (a.n * parts,), (a.channels, a.places)
-    small = c.contiguous(), s.contiguous()
     kernel = kernels().gate_grads_kernel
-    a.launch(kernel, grid, (bc, bp), a.like(g), a.x, *small, ds, dc, *sizes)
+    a.launch(kernel, grid, (bc, bp), *maps, *sizes, JOIN=bool(join))
     return ds, dc[:, 0] if parts == 1 else dc.sum(1)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.attention import check_choice
+from cbam_edu.fused import refine_and_add
 from cbam_edu.models.resnet import ResidualBlock
 from cbam_edu.models.staged import Staged, check_dims, in_block
 from cbam_edu.neighbours import attention_layer
@@ -96,8 +97,8 @@ class Bottleneck(nn.Module):
         """(N, C_in, H, W) float -> (N, C, ceil(H/stride), ceil(W/stride))."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        out = self.attention(self.bn3(self.conv3(out)))
-        return F.relu(out + self.downsample(x))
+        out = self.bn3(self.conv3(out))
+        return refine_and_add(self.attention, out, self.downsample(x))
 
 
 class ResNet(Staged):

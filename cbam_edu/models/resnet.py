@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.attention import check_positive
+from cbam_edu.fused import refine_and_add
 from cbam_edu.models.staged import Staged, check_dims, in_block
 from cbam_edu.neighbours import attention_layer
 
@@ -55,8 +56,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) float -> (N, C, ceil(H/stride), ceil(W/stride))."""
         out = F.relu(self.bn1(self.conv1(x)))
-        out = self.attention(self.bn2(self.conv2(out)))
-        return F.relu(out + self.shortcut(x))
+        out = self.bn2(self.conv2(out))
+        return refine_and_add(self.attention, out, self.shortcut(x))
 
 
 class CIFARResNet(Staged):
