@@ -189,6 +189,7 @@ def compare(
     """
     for name in names:
         check_name("implementation", name, list(IMPLEMENTATIONS))
+    torch.compiler.reset()  # what it compiled for other shapes would make it give up, or generalise
     device = torch.device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=layout)
@@ -275,6 +276,7 @@ def compare_networks(
     """
     for arm in names:
         check_name("implementation", arm, ["none", *IMPLEMENTATIONS])
+    torch.compiler.reset()  # as in `compare`
     device = torch.device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     tasks: dict[tuple[str, str], Callable[[], object]] = {}

@@ -30,7 +30,7 @@ from cbam_edu.models import (
 )
 from cbam_edu.models.staged import Staged
 from cbam_edu.neighbours import ATTENTIONS, check_name
-from cbam_edu.recipe import PRECISIONS
+from cbam_edu.recipe import PRECISIONS, RECIPES
 from cbam_edu.storage import explained, replace_file
 from cbam_edu.train import DivergenceError, Recipe, evaluate, fit
 
@@ -97,12 +97,21 @@ def _classes(model: nn.Module) -> Sequence[str]:
     return names
 
 
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """Return the recipe of that name, with what was asked for by other options."""
+    check_name("recipe", args.recipe, list(RECIPES))
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    return dataclasses.replace(
+        RECIPES[args.recipe], **{name: getattr(args, name) for name in names if hasattr(args, name)}
+    )
+
+
 def train(args: argparse.Namespace) -> None:
     """Train a network and leave weights, checkpoint, log and record in a folder.
 
     In many processes: torchrun --nproc-per-node N -m cbam_edu train ...
     """
-    recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
+    recipe = _recipe(args)
     device = choose_device(args.device)
     check_name("model", args.model, list_models())  # before any data is fetched
     options = _attention(args)
@@ -272,6 +281,8 @@ def benchmark(args: argparse.Namespace) -> None:
         "channels_last": args.channels_last,
         "rounds": args.rounds,
     }
+    if args.names:
+        options["names"] = args.names
     layout = "channels last" if args.channels_last else "contiguous"
     runs: dict[str, Callable[..., list[dict[str, typing.Any]]]] = {}
     if args.model:
@@ -322,19 +333,27 @@ def models(args: argparse.Namespace) -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Give every field of `Recipe` its option."""
+    """Give every field of `Recipe` its option, which is there only where it was typed."""
     group = parser.add_argument_group("recipe")
+    group.add_argument(
+        "--recipe",
+        default="default",
+        metavar="NAME",
+        help=f"what the options below are by default: {' or '.join(RECIPES)} (default: default)",
+    )
     types = typing.get_type_hints(Recipe)
     for field in dataclasses.fields(Recipe):
         flag, kind = "--" + field.name.replace("_", "-"), types[field.name]
-        text = f"{_HELP[field.name]} (default: {field.default})"
+        values = {name: getattr(recipe, field.name) for name, recipe in RECIPES.items()}
+        own = [f"{name}: {v}" for name, v in values.items() if v != field.default]
+        text = f"{_HELP[field.name]} ({', '.join([f'default: {field.default}', *own])})"
         if kind is bool:
             action = argparse.BooleanOptionalAction
-            group.add_argument(flag, action=action, default=field.default, help=text)
+            group.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
         else:
             kind = float if typing.get_args(kind) else kind
             group.add_argument(
-                flag, type=kind, default=field.default, help=text, metavar=kind.__name__.upper()
+                flag, type=kind, default=argparse.SUPPRESS, help=text, metavar=kind.__name__.upper()
             )
 
 
@@ -440,6 +459,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=["64x64x32x32", "64x256x14x14", "16x256x56x56"],
         help="feature maps, N x C x H x W (default: three)",
     )
+    command.add_argument("--names", nargs="+", help="only these: fused, plain, timm, ...")
     command.add_argument("--model", help="a network of `cbam-edu models`, instead of layers")
     command.add_argument("--batch", type=int, default=128, help="its images a step (default: 128)")
     command.add_argument(

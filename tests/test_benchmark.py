@@ -154,6 +154,8 @@ def test_the_command_times_networks(tmp_path, capsys):
     assert shown[0].startswith("cbamnet_tiny, 4 images, float32, contiguous, CPU (")
     assert [line.split()[0] for line in shown[2:]] == ["none", "plain", "fused", "timm"]
     assert len((tmp_path / "lines.jsonl").read_text("utf-8").splitlines()) == 4
+    assert main([*words[:-1], "--device", "cpu", "--names", "timm", "none"]) == 0
+    assert [s.split()[0] for s in capsys.readouterr().out.splitlines()[2:]] == ["timm", "none"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,7 @@ def test_the_command_times_networks(tmp_path, capsys):
         (["--shape", "64x64"], "a shape is N x C x H x W, such as 64x64x32x32; got '64x64'"),
         (["--shape", "1x0x2x2"], "got '1x0x2x2'"),
         (["--shape", "axbxcxd"], "got 'axbxcxd'"),
+        (["--names", "tim"], "unknown implementation 'tim'; did you mean timm"),
         (["--model", "resnet21"], "unknown model 'resnet21'; did you mean resnet32 or resnet20"),
         (["--model", "resnet20", "--batch", "0"], "batch must be a positive integer, got 0"),
         (["--rounds", "0"], "rounds must be a positive integer, got 0"),
