@@ -1,6 +1,7 @@
 """How a network is trained: a recipe, and what follows from it for torch."""
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cbam_edu.attention import ChannelAttention, SpatialAttention, check_choice, check_positive
 
@@ -114,6 +115,31 @@ class Recipe:
         return self.lr * rest
 
 
+RECIPES = {
+    "default": Recipe(),
+    # For ResNet-9 with CBAM on CIFAR-10, on one GPU. What D. Page, "How to train your ResNet 8: bag
+    # of tricks" (2019, https://github.com/davidcpage/cifar10-fast), trains this network with, once
+    # labels are smoothed: a mean of 94.2 % after 25 epochs, n = 50, without attention, and in
+    # float16. Changed: BatchNorm's weights have no decay; the type is bfloat16, which needs no
+    # scaled loss; and there are 16 epochs, because CBAM and the compiler are to be judged by
+    # seconds. NOT YET RUN ON A GPU: whether 16 are enough for 94 % is not known.
+    "speed": Recipe(
+        epochs=16,
+        batch_size=512,
+        lr=0.4,
+        warmup=0.2,
+        weight_decay=5e-4,
+        label_smoothing=0.2,
+        crop=4,
+        flip=True,
+        cutout=8,
+        precision="bfloat16",
+        channels_last=True,
+        compile=True,
+    ),
+}
+
+
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Sort a network's parameters by their weight decay, for a torch optimizer."""
 
@@ -137,10 +163,46 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer for a network's parameters."""
     groups = parameter_groups(model, recipe)
+    # Fused: one pass over memory and few kernels to start; it looks for float16's overflows on the
+    # device, too, where the others would wait for it.
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr)
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
     momentum = recipe.momentum
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.SGD(
+        groups, lr=recipe.lr, momentum=momentum, nesterov=momentum > 0, fused=True
+    )
+
+
+class Average:
+    """The moving average of a network: of its parameters and of BatchNorm's statistics.
+
+    torch's own, `torch.optim.swa_utils.AveragedModel`, waits for a GPU in every step.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network, on its device; `module` is the average.
+    decay : float
+        What the average keeps of itself in a step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.module, self.decay = copy.deepcopy(model), decay
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        self.numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    def follow(self, first: bool) -> None:
+        """Move the average a step towards the network; the first step takes it as it is."""
+        average, network = map(list, zip(*self.numbers, strict=True))
+        torch._foreach_lerp_(average, network, 1.0 if first else 1 - self.decay)
+        for mine, its in self.counts:
+            mine.copy_(its)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Return a network's parameters and buffers, for reading and writing without a gradient."""
+    return (t.detach() for t in (*model.parameters(), *model.buffers()))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -152,14 +214,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Allow only deterministic algorithms inside, if `wanted`; restore what was set before."""
-    if not wanted:
-        yield
-        return
+    """Allow only deterministic algorithms inside, if `wanted`; restore what was set before.
+
+    Else cuDNN tries which of its algorithms is the fastest here, once for each shape.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not wanted
     try:
         yield
     finally:

@@ -15,14 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cbam_edu.checkpoint import CheckpointError, check_same, read_checkpoint, write_checkpoint
 from cbam_edu.data import Augmentation, ImageSet, PictureFolder, check_classes, in_batches
 from cbam_edu.distributed import all_sum, broadcast_buffers, rank, world_size
 from cbam_edu.measure import Scores, evaluate, evaluation_batches, measure
-from cbam_edu.recipe import Recipe, autocast, deterministic, make_optimizer, parameter_groups
+from cbam_edu.recipe import (
+    Average,
+    Recipe,
+    autocast,
+    deterministic,
+    make_optimizer,
+    parameter_groups,
+)
 from cbam_edu.storage import make_folder
 
 __all__ = [
@@ -179,13 +185,7 @@ class _Run:
         )
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.average = (
-            AveragedModel(
-                self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
-            )
-            if recipe.ema
-            else None
-        )
+        self.average = Average(self.model, recipe.ema) if recipe.ema else None
         self.forward: Callable[[Tensor], Tensor] = self.model
         if world_size() > 1:
             self.forward = DistributedDataParallel(self.model)
@@ -229,7 +229,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
             "history": self.history,
         }
         write_checkpoint(folder, state)
@@ -242,7 +242,7 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             if self.average is not None:
-                self.average.load_state_dict(state["average"])
+                self.average.module.load_state_dict(state["average"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} does not fit this network: {error}; choose another folder"
@@ -266,7 +266,9 @@ class _Run:
             # Between the first step and the last, never at zero: no step is wasted.
             done = (index * steps + step + 1) / (recipe.epochs * steps + 1)
             lr = recipe.learning_rate(done)
-            step_loss, logits = self.step(x, y, lr, mixes[step])
+            step_loss, logits = self.step(x, y, lr, float(mixes[step]))
+            if self.average is not None:
+                self.average.follow(first=index == step == 0)
             loss += step_loss
             right += (logits.argmax(1) == y).sum()
         broadcast_buffers(self.evaluated)
@@ -308,6 +310,4 @@ class _Run:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         return loss.detach(), logits.detach()

@@ -1,5 +1,6 @@
 """The command line, from the words typed to the exit code."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import cbam_edu
 from cbam_edu import cli, create_model, data, load_model, load_pretrained, save_model
 from cbam_edu.cli import choose_device, main
 from cbam_edu.complexity import count
+from cbam_edu.recipe import RECIPES
 from cbam_edu.train import Recipe, evaluate
 
 FAST = [
@@ -397,3 +399,49 @@ def test_no_argument_is_lost_when_it_runs_as_a_module(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{tmp_path / 'a.png'}: ")
+
+
+def trained_by(monkeypatch, capsys, tmp_path, *words):
+    """Return the recipe that reaches the trainer, which then stops."""
+    asked = []
+
+    def stop(model, training, recipe, **_):
+        asked.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "fit", stop)
+    assert run(capsys, "train", *FAST[:6], "--out", tmp_path, *words)[0] == cli.INTERRUPTED
+    return asked[0]
+
+
+def test_a_named_recipe_gives_what_is_not_asked_for(monkeypatch, capsys, tmp_path):
+    def recipe(*words):
+        return trained_by(monkeypatch, capsys, tmp_path, *words)
+
+    assert recipe() == recipe("--recipe", "default") == Recipe()
+    speed = RECIPES["speed"]
+    assert recipe("--recipe", "speed") == speed != Recipe()
+    words = ["--recipe", "speed", "--epochs", 3, "--no-compile", "--cutout", 0, "--seed", 7]
+    wanted = dataclasses.replace(speed, epochs=3, compile=False, cutout=0, seed=7)
+    assert recipe(*words) == wanted
+    # An option wins over the recipe also where it says what the default is.
+    again = recipe("--recipe", "speed", "--epochs", Recipe.epochs, "--batch-size", 128)
+    assert (again.epochs, again.batch_size, again.lr) == (Recipe.epochs, 128, speed.lr)
+
+
+def test_an_unknown_recipe_is_told_with_the_nearest(tmp_path, capsys):
+    code, _, err = run(capsys, "train", *FAST, "--recipe", "sped", "--out", tmp_path / "run")
+    assert code == 2
+    assert err.startswith("cbam-edu: unknown recipe 'sped'; did you mean speed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_tells_what_each_recipe_has(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    speed = RECIPES["speed"]
+    assert "default or speed (default: default)" in out
+    assert f"(default: {Recipe.epochs}, speed: {speed.epochs})" in out
+    assert f"(default: False, speed: {speed.compile})" in out
+    assert f"of SGD (default: {Recipe.momentum})" in out  # told once where both have the same

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cbam_edu.data import MEAN, STD, ImageSet, normalise
+from cbam_edu.data import MEAN, STD, ImageSet, batches, normalise
 from cbam_edu.data.batches import Augmentation, Batches, crop_and_flip, cut_out
-from cbam_edu.data.images import read_image
+from cbam_edu.data.images import per_channel, read_image
 from cbam_edu.storage import StorageError
 
 
@@ -189,3 +189,73 @@ def test_pictures_that_are_none_are_told(tmp_path, monkeypatch):
     Image.fromarray(toy(size=32).images[0].permute(1, 2, 0).numpy()).save(path)
     with pytest.raises(ValueError, match="not a picture that can be read"):
         read_image(path)
+
+
+def by_slices(data, size, augmentation, epoch, channels_last):
+    """The batches as one would write them with a loop over images, chances drawn alike."""
+    rng = np.random.default_rng((5, epoch))
+    order = rng.permutation(len(data))
+    pad, (height, width) = augmentation.crop, data.images.shape[2:]
+    shift = rng.integers(0, 2 * pad + 1, (len(data), 2))
+    flip = rng.random(len(data)) < 0.5 if augmentation.flip else np.zeros(len(data), bool)
+    centre = rng.integers(0, (height, width), (len(data), 2))
+    for start in range(0, len(data), size):
+        images = []
+        for i in order[start : start + size]:
+            x = torch.nn.functional.pad(normalise(data.images[i]), (pad, pad, pad, pad))
+            x = x[:, shift[i, 0] : shift[i, 0] + height, shift[i, 1] : shift[i, 1] + width]
+            x = x.flip(-1).clone() if flip[i] else x.clone()
+            top, left = centre[i] - augmentation.cutout // 2
+            rows, columns = (
+                slice(max(0, low), max(0, low + augmentation.cutout)) for low in (top, left)
+            )
+            x[:, rows, columns] = 0
+            images.append(x)
+        chosen = torch.from_numpy(order[start : start + size])
+        yield torch.stack(images), data.labels[chosen]
+
+
+@pytest.mark.parametrize("block", [1, 8, 17, 1024])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(2, True, 3), Augmentation(0, False, 2), Augmentation(1, False)]
+)
+def test_batches_are_the_same_bits_however_many_are_made_at_once(
+    monkeypatch, block, channels_last, augmentation
+):
+    monkeypatch.setattr(batches, "BLOCK", block)
+    data = toy()
+    made = Batches(
+        data, 8, augmentation=augmentation, shuffle=True, seed=5, channels_last=channels_last
+    )
+    made.set_epoch(2)
+    wanted = by_slices(data, 8, augmentation, 2, channels_last)
+    for (x, y), (x_wanted, y_wanted) in zip(made, wanted, strict=True):
+        assert torch.equal(x, x_wanted)
+        assert torch.equal(y, y_wanted)
+        wanted_format = torch.channels_last if channels_last else torch.contiguous_format
+        assert x.is_contiguous(memory_format=wanted_format)
+
+
+def test_shares_of_a_block_are_those_of_its_batches(monkeypatch):
+    """Seven images by five processes: the last batch's share may be larger than the first's."""
+    data = toy(15)
+    for block in (1, 1024):
+        monkeypatch.setattr(batches, "BLOCK", block)
+        parts = [list(Batches(data, 8, part=(r, 5))) for r in range(5)]
+        assert [[len(x) for x, _ in part] for part in parts] == [
+            [1, 1],
+            [2, 1],
+            [1, 2],
+            [2, 1],
+            [2, 2],
+        ]
+        whole = sorted(tuple(x.flatten().tolist()) for part in parts for xs, _ in part for x in xs)
+        assert whole == sorted(tuple(x.flatten().tolist()) for x in normalise(data.images))
+
+
+def test_normalise_takes_its_numbers_as_tensors():
+    images, numbers = toy().images, ([0.1, 0.2, 0.3], (0.4, 0.5, 0.6))
+    tensors = [per_channel(v, images.device) for v in numbers]
+    assert tensors[0].shape == (3, 1, 1)
+    assert torch.equal(normalise(images, *tensors), normalise(images, *numbers))

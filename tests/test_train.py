@@ -1,19 +1,26 @@
 """Training: the loop against one written by hand, and checkpoints that lose nothing."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cbam_edu import create_model, train
-from cbam_edu.data import Augmentation, Batches, ImageSet
+from cbam_edu import create_model, measure, train
+from cbam_edu.data import Augmentation, Batches, ImageSet, batches
+from cbam_edu.recipe import RECIPES, make_optimizer
 from cbam_edu.storage import StorageError
 from cbam_edu.train import (
     CheckpointError,
@@ -371,8 +378,6 @@ if sys.argv[3] == "die":
     t.fit.__globals__["_Run"].step = die
 t.fit(t.network(), t.toy(), t.RICH, out=sys.argv[1], resume=True, progress=False)
 """
-    from pathlib import Path
-
     here = str(Path(__file__).parent)
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), here, "die"], check=False)
     assert killed.returncode == -9
@@ -535,3 +540,215 @@ def test_one_line_an_epoch(capsys):
 def test_wrong_recipes_are_told(change, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**change)
+
+
+class EndOfEpochError(Exception):
+    """All steps are done, and the sums are about to be read."""
+
+
+class Transfers(TorchDispatchMode):
+    """Counts what comes to a device from numbers or from another device; each may wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        made = operator is torch.ops.aten.lift_fresh.default  # torch.tensor
+        result = None
+        if operator is not torch.ops.aten._fused_sgd_.default:  # it has no form without numbers
+            result = operator(*args, **(kwargs or {}))
+        devices = {t.device for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)}
+        self.count += made or len(devices) > 1
+        return result
+
+
+def transfers_on_a_gpu(monkeypatch, recipe, images):
+    """Run an epoch on a GPU that is not there: tensors have shapes and devices, but no numbers.
+
+    Whatever would read a number, and so wait for the GPU, raises. Autograd has no thread for such
+    a GPU, so gradients are filled in by hand.
+    """
+
+    def end(_):
+        raise EndOfEpochError
+
+    def backward(self):
+        for group in run.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.empty_like(p)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(batches, "BLOCK", 32)
+    for room in (train, measure):
+        monkeypatch.setattr(room, "all_sum", end)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            model = network()
+        run = train._Run(model, toy(images), recipe, torch.device("cuda"))
+        test = measure.evaluation_batches(toy(images), torch.device("cuda"), 16)
+        with Transfers() as transfers:
+            with pytest.raises(EndOfEpochError):
+                run.epoch(progress=False)
+            with pytest.raises(EndOfEpochError):
+                measure.measure(run.evaluated, test, recipe.precision)
+    return transfers.count
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # in deepcopy
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "adamw", "schedule": "cosine"},
+        {"crop": 1, "flip": True, "cutout": 2, "channels_last": True},
+        {"mixup": 0.2, "ema": 0.9, "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_no_step_waits_for_a_gpu(monkeypatch, changes):
+    few, many = (transfers_on_a_gpu(monkeypatch, but(**changes), n) for n in (32, 96))
+    assert few == many > 0  # those with which an epoch begins
+
+
+def test_the_test_above_sees_what_waits(monkeypatch):
+    step = train._Run.step
+
+    def sending(self, x, y, lr, mix):
+        return step(self, x * torch.tensor(2.0), y, lr, mix)
+
+    def reading(self, *args):
+        loss, logits = step(self, *args)
+        return loss if loss.item() > 0 else -loss, logits
+
+    monkeypatch.setattr(train._Run, "step", sending)
+    few, many = (transfers_on_a_gpu(monkeypatch, PLAIN, n) for n in (32, 64))
+    assert many - few == 2 * 2  # two more steps: a number is made, and multiplied
+    monkeypatch.setattr(train._Run, "step", reading)
+    with pytest.raises(DataDependentOutputException):
+        transfers_on_a_gpu(monkeypatch, PLAIN, 32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_the_scaler_of_float16_reads_no_number_either(precision):
+    class Readings(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            self.count += operator is torch.ops.aten._local_scalar_dense.default
+            return operator(*args, **(kwargs or {}))
+
+    run = train._Run(network(), toy(), but(precision=precision, ema=0.9), torch.device("cpu"))
+    with Readings() as readings:
+        run.epoch(progress=False)
+    assert readings.count == 2  # at the end of an epoch: its loss, and how many were right
+
+
+def test_the_optimizer_is_sgd_in_one_pass_in_every_memory_format():
+    """A fused step that took a gradient of another memory order would take it wrongly."""
+    for channels_last in (False, True):
+        recipe = but(channels_last=channels_last, lr=0.1)
+        plain, fused = network(), network()
+        if channels_last:
+            plain.to(memory_format=torch.channels_last)
+            fused.to(memory_format=torch.channels_last)
+        by_hand = torch.optim.SGD(
+            parameter_groups(plain, recipe), lr=0.1, momentum=0.9, nesterov=True, foreach=False
+        )
+        optimizer = make_optimizer(fused, recipe)
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for step in range(3):
+            torch.manual_seed(step)
+            x, y = torch.randn(8, 3, 16, 16), torch.arange(8) % 4
+            for model, each in ((plain, by_hand), (fused, optimizer)):
+                each.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                each.step()
+        torch.testing.assert_close(fused.state_dict(), plain.state_dict(), atol=1e-6, rtol=1e-4)
+
+
+def test_the_average_follows_by_its_decay_and_takes_counts_as_they_are():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = train.Average(model, 0.75)
+    start = weights(average.module)
+    with torch.no_grad():
+        for t in (*model.parameters(), *model.buffers()):
+            t.add_(4)
+    average.follow(first=False)
+    moved = weights(average.module)
+    for name, value in start.items():
+        wanted = value + (4 if name.endswith("num_batches_tracked") else 1)
+        torch.testing.assert_close(moved[name], wanted)
+    average.follow(first=True)
+    assert same(weights(average.module), weights(model))
+    assert not any(t.requires_grad for pair in average.numbers for t in pair)
+
+
+def test_an_average_is_resumed_where_it_was(tmp_path):
+    recipe = but(ema=0.9, epochs=3)
+    whole, cut = Flat(), Flat()
+    fit(whole, toy(), recipe, progress=False)
+    run = train._Run(cut, toy(), recipe, torch.device("cpu"))
+    run.open(tmp_path, resume=False)
+    run.history.append(run.epoch(progress=False))
+    run.save(tmp_path)
+    resumed = Flat()
+    fit(resumed, toy(), recipe, out=tmp_path, resume=True, progress=False)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_step_is_compiled_once_for_all_seeds(monkeypatch):
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager", fullgraph=True))
+    torch._dynamo.reset()
+    counters.clear()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = create_model("cbamnet_tiny", 4, dims=(4, 8), attention="cbam")
+        recipe = but(epochs=1, compile=True, seed=seed, crop=1, channels_last=True)
+        fit(model, toy(), recipe, test=toy(seed=1), progress=False)
+        assert counters["stats"]["unique_graphs"] == 1
+    other = create_model("cbamnet_tiny", 4, dims=(4, 8), attention="se")
+    fit(other, toy(), but(epochs=1, compile=True), progress=False)
+    assert counters["stats"]["unique_graphs"] == 2  # so the count does count
+
+
+def test_runs_side_by_side_do_not_touch_each_other(tmp_path):
+    """Two processes at once, in one folder, end with the bits of a run alone."""
+    code = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+import test_train as t
+model = t.network()
+t.fit(model, t.toy(), t.RICH, out=f"run_{sys.argv[2]}", progress=False)
+print(hashlib.sha256(b"".join(v.numpy().tobytes() for v in t.weights(model).values())).hexdigest())
+"""
+    here = str(Path(__file__).parent)
+    words = [sys.executable, "-c", code, here]
+    both = [
+        subprocess.Popen([*words, str(i)], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    alone = network()
+    fit(alone, toy(), RICH, progress=False)
+    bits = b"".join(v.numpy().tobytes() for v in weights(alone).values())
+    assert told == [hashlib.sha256(bits).hexdigest() + "\n"] * 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run_0", "run_1"]
+
+
+def test_the_speed_recipe_learns():
+    assert RECIPES["default"] == Recipe()
+    changes = {
+        "batch_size": 32,
+        "epochs": 8,
+        "compile": False,
+        "crop": 1,
+        "flip": False,
+        "cutout": 2,
+    }
+    recipe = dataclasses.replace(RECIPES["speed"], **changes)
+    model = create_model("resnet9", 4, dims=(8, 8, 16, 16), attention="cbam")
+    history = fit(model, toy(128), recipe, progress=False)
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[-1]["train_accuracy"] > 0.8  # a quarter by chance

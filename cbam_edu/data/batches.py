@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from cbam_edu.attention import check_positive
-from cbam_edu.data.images import ImageSet, normalise
+from cbam_edu.data.images import MEAN, STD, ImageSet, normalise, per_channel
+
+# Images made at a time. A GPU has few, large steps to start then, and no batch waits for them; a
+# CPU's cache still holds them.
+BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ class Batches(Order):
             len(data), batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, part=part
         )
         self.images, self.labels = data.images.to(device), data.labels.to(device)
+        self.mean, self.std = (per_channel(v, self.images.device) for v in (MEAN, STD))
         self.augmentation = augmentation
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -204,10 +209,14 @@ class Batches(Order):
         flip = put(rng.random(count) < 0.5 if aug.flip else np.zeros(count, bool))
         centre = put(rng.integers(0, (height, width), (count, 2)))
         order = put(np.concatenate([np.arange(0), *batches]))  # to the device once an epoch
-        for chosen in order.split([len(batch) for batch in batches]):
-            x = normalise(self.images[chosen])
+        together = max(1, BLOCK // self.batch_size)
+        sizes = [len(batch) for batch in batches]
+        blocks = [sizes[i : i + together] for i in range(0, len(sizes), together)]
+        for block, chosen in zip(blocks, order.split([sum(b) for b in blocks]), strict=True):
+            x = normalise(self.images[chosen], self.mean, self.std)
             if aug.crop or aug.flip:
                 x = crop_and_flip(x, shift[chosen], flip[chosen], aug.crop)
             if aug.cutout:
                 x = cut_out(x, centre[chosen], aug.cutout)
-            yield x.contiguous(memory_format=self.format), self.labels[chosen]
+            x = x.contiguous(memory_format=self.format)
+            yield from zip(x.split(block), self.labels[chosen].split(block), strict=True)

@@ -104,14 +104,24 @@ def check_classes(name: str, got: Sequence[str], wanted: Sequence[str]) -> None:
     )
 
 
-def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """Put one number a channel where images are, ``(3, 1, 1) float32``, for `normalise`."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+
+
+def normalise(
+    images: Tensor,
+    mean: Sequence[float] | Tensor = MEAN,
+    std: Sequence[float] | Tensor = STD,
+) -> Tensor:
     """Turn pixels, ``(N, 3, H, W) uint8``, into what the networks are trained on.
 
     Returns ``(N, 3, H, W) float32``: pixels over 255, minus `mean`, over `std`, both per channel.
+    A GPU is waited for where these are numbers; who does it often gives them as tensors,
+    ``(3, 1, 1) float32``, on the device of the images.
     """
     centre, scale = (
-        torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1)
-        for v in (mean, std)
+        v if isinstance(v, Tensor) else per_channel(v, images.device) for v in (mean, std)
     )
     return (images.float() / 255 - centre) / scale
 
