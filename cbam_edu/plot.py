@@ -367,3 +367,56 @@ def lines(
     axes.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
     _legend(axes)
     return figure
+
+
+@matplotlib.rc_context(STYLE)
+def roofline(points: Mapping[str, tuple[float, float]], *, bandwidth: float, rate: float) -> Figure:
+    """Draw how fast pieces of work run, under the roof of the machine.
+
+    A piece of work with an intensity of I FLOPs a byte can do at most ``min(I * bandwidth, rate)``
+    FLOPs a second: below the ridge, at ``rate / bandwidth``, memory is the limit. The model is that
+    of S. Williams, A. Waterman, D. Patterson, "Roofline" (Communications of the ACM, 2009).
+
+    Parameters
+    ----------
+    points : dict of (float, float)
+        For each piece of work: its intensity in FLOPs a byte, and the FLOPs a second it reached.
+    bandwidth : float
+        Bytes a second that the memory moves.
+    rate : float
+        FLOPs a second of which the processor is capable.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are not finite and above 0, and for more than 8 points.
+    """
+    machine = {"bandwidth": bandwidth, "rate": rate}
+    for name, value in machine.items():
+        _positive(name, value)
+    checked = {str(name): _point(str(name), pair) for name, pair in _checked(points).items()}
+    ridge = rate / bandwidth
+    intensities = [ridge, *(x for x, _ in checked.values())]
+    ends = np.array([min(intensities) / 3, ridge, max(intensities) * 3])
+    figure, axes = _chart("intensity (FLOPs a byte)", "GFLOPs a second")
+    label = f"roof: {bandwidth / 1e9:.3g} GB/s, {rate / 1e9:.3g} GFLOPs/s"
+    axes.plot(ends, np.minimum(ends * bandwidth, rate) / 1e9, color="0.2", label=label)
+    axes.axvline(ridge, color="0.6", linestyle=":", linewidth=1)
+    axes.set(xscale="log", yscale="log")
+    for i, (name, (x, y)) in enumerate(checked.items()):
+        axes.plot([x], [y / 1e9], "osD^vPX*"[i], markersize=7, label=name, color=PALETTE[i])
+    _legend(axes)
+    return figure
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _point(name: str, pair: tuple[float, float]) -> tuple[float, float]:
+    if len(pair) != 2:
+        raise ValueError(f"point {name!r} must be a pair (intensity, rate), got {len(pair)} items")
+    for part, value in zip(("intensity", "rate"), pair, strict=True):
+        _positive(f"the {part} of {name!r}", value)
+    return float(pair[0]), float(pair[1])

@@ -27,6 +27,7 @@ FIGURES = {
     "bars": lambda: plot.bars({"mean": [1, 2], "max": [3, -4]}, xlabel="channel", ylabel="value"),
     "overlay": lambda: plot.overlay(PHOTOS, RNG.random((3, 1, 8, 8)), label="attention"),
     "lines": lambda: plot.lines({"loss": ([1, 2, 3], [3, 2, 1])}, xlabel="epoch", ylabel="loss"),
+    "roofline": lambda: plot.roofline({"ReLU": (0.1, 1e9)}, bandwidth=2e10, rate=1e11),
 }
 
 
@@ -269,6 +270,27 @@ def test_eight_lines_are_told_apart():
     assert len({line.get_marker() for line in lines}) == 8
 
 
+def test_roofline_rises_with_the_bandwidth_and_ends_at_the_rate():
+    points = {"ReLU": (0.125, 1e9), "convolution": (30.0, 6e10)}
+    axes = plot.roofline(points, bandwidth=2e10, rate=1e11).axes[0]
+    roof, ridge, *drawn = axes.lines
+    x, y = roof.get_xdata(), roof.get_ydata()
+    assert x[1] == ridge.get_xdata()[0] == 1e11 / 2e10
+    np.testing.assert_allclose(y, [x[0] * 20, 100, 100])
+    assert x[0] < 0.125
+    assert x[-1] > 30
+    found = {line.get_label(): line.get_xydata()[0].tolist() for line in drawn}
+    assert found == {"ReLU": [0.125, 1.0], "convolution": [30.0, 60.0]}
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["roof: 20 GB/s, 100 GFLOPs/s", "ReLU", "convolution"]
+
+
+def test_roofline_shows_its_ridge_where_all_points_lie_to_one_side():
+    axes = plot.roofline({"ReLU": (0.125, 1e9)}, bandwidth=1e10, rate=1e11).axes[0]
+    assert max(axes.lines[0].get_xdata()) > 10
+
+
 # ---- Bad input
 
 
@@ -309,6 +331,11 @@ def test_eight_lines_are_told_apart():
         (lambda: plot.lines({"a": ([0], [1])}, xlabel="", ylabel="", logx=True), "0 or less"),
         (lambda: plot.lines({"a": ([1], [-1])}, xlabel="", ylabel="", logy=True), "0 or less"),
         (lambda: plot.lines({"a": ([[1]], [1])}, xlabel="", ylabel=""), "x of 'a' must be .* 1-D"),
+        (lambda: plot.roofline({}, bandwidth=1, rate=1), "series must be a dict"),
+        (lambda: plot.roofline({"a": (1, 1)}, bandwidth=0, rate=1), "bandwidth must be .* got 0"),
+        (lambda: plot.roofline({"a": (1, 1)}, bandwidth=1, rate=np.inf), "rate must be a finite"),
+        (lambda: plot.roofline({"a": (1,)}, bandwidth=1, rate=1), "'a' must be a pair .* got 1"),
+        (lambda: plot.roofline({"a": (1, -1)}, bandwidth=1, rate=1), "the rate of 'a' must be"),
     ],
 )  # fmt: skip
 def test_bad_input(draw, message):
