@@ -182,11 +182,7 @@ def supports(module: attention.CBAM, x: Tensor) -> bool:
     were replaced or that somebody watches by a hook; and whatever traces or transforms the plain
     operations: `torch.compile`, `torch.export`, `torch.func`, forward-mode derivatives, counters.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if type(x) not in (Tensor, nn.Parameter) or x.ndim != 4 or not (x.is_cpu or x.is_cuda):
-        return False
-    if x.layout != torch.strided or not x.is_floating_point() or _transformed():
+    if not _is_plain(x) or x.ndim != 4 or not x.is_floating_point():
         return False
     if module.order != "channel-spatial" or not {"avg", "max"}.issuperset(module.channel.pooling):
         return False
@@ -198,9 +194,13 @@ def supports(module: attention.CBAM, x: Tensor) -> bool:
     return _as_made(module, (kind, x.device))
 
 
-def _transformed() -> bool:
-    """Whether something looks at every operation, or differentiates by another way."""
-    return bool(
+def _is_plain(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor, and nothing traces or transforms what is done to it."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided:
+        return False
+    return (x.is_cpu or x.is_cuda) and not (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
@@ -229,8 +229,7 @@ def _watched(module: nn.Module) -> bool:
 
 def _joins(module: CBAM, x: Tensor, residual: Tensor) -> bool:
     """Whether `refine` takes a residual, too: on a GPU, where nobody waits for the sum's parts."""
-    if not supports(module, x) or _backend(x) is not fused_triton or type(residual) is not Tensor:
+    if not _is_plain(x) or _backend(x) is not fused_triton or not supports(module, x):
         return False
-    if (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
-        return False
-    return not _watched(module) and not nn.modules.module._has_any_global_hook()
+    one, other = ((type(t), t.layout, t.shape, t.dtype, t.device) for t in (x, residual))
+    return one == other and not _watched(module) and not nn.modules.module._has_any_global_hook()

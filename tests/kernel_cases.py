@@ -5,18 +5,21 @@ when it is imported, and other tests want the compiler.
 """
 
 import copy
+import weakref
 from functools import reduce
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 from triton import knobs
 from triton.runtime import interpreter
 
-from cbam_edu import fused, fused_triton
+from cbam_edu import fused, fused_chip, fused_triton
 from cbam_edu.attention import CBAM
+from cbam_edu.models.resnet import ResidualBlock
 
 DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
 torch.backends.cudnn.allow_tf32 = False  # of the convolution, which is torch's
@@ -188,6 +191,12 @@ def test_an_empty_batch():
     assert (ds.shape, dc.shape) == (s.shape, pooled.shape)
     dc, ties, channel_ties = fused_triton.map_grads(x, c, s, s, s, pooled)
     assert (dc.shape, ties.shape, channel_ties.shape) == (pooled.shape, s.shape, pooled.shape)
+    w1, b1, w2 = numbers(2, 3), numbers(2), numbers(3, 2)
+    found = fused_chip.gate_both(x, w1, b1, w2, numbers(3))
+    assert [v.shape for v in found] == [pooled.shape, pooled.shape, c.shape, s.shape, s.shape]
+    found = fused_chip.gate_back(x, x, c, s, s, s, s, c, pooled, pooled, w1, b1, w2)
+    assert [v.shape for v in found[:4]] == [x.shape, w1.shape, b1.shape, w2.shape]
+    assert not any(v.any() for v in found)  # no image, no gradient
     shares = (s, s, pooled, pooled, pooled)
     assert fused_triton.input_grad(x, x, c, s, s, *shares).shape == x.shape
 
@@ -276,37 +285,436 @@ def test_maps_of_more_values_than_32_bits_count(memory_format):
         assert_close(a[last], b)
 
 
-# ---- All together
+# ---- The end of a residual block
+
+
+@pytest.mark.parametrize("memory_format", LAST)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
+def test_residual_and_relu(dtype, close, memory_format):
+    shape = (2, 70, 9, 15)
+    x, r, g = (numbers(*shape, dtype=dtype, memory_format=memory_format) for _ in range(3))
+    r[0, 3, 4, 5] = float("nan")
+    c, s = gates(shape, "random", torch.float32)
+    r_ = r.float().requires_grad_()
+    expected = torch.relu(x.float() * c * s + r_)
+    expected.backward(g.float())
+    out = fused_triton.scale(x, c, s, r)
+    assert_close(out.float(), expected.detach(), rtol=close, atol=close, equal_nan=True)
+    assert out.is_contiguous(memory_format=memory_format)
+    dr, ds, dc = fused_triton.residual_grads(g, out, x, c, s)
+    assert torch.equal(dr, torch.where(out <= 0, 0, g))
+    assert (dr == 0).float().mean() > 0.3
+    assert dr[0, 3, 4, 5] == g[0, 3, 4, 5]  # as torch's ReLU: what is no number lets it through
+    assert_close(dr.float(), r_.grad)
+    assert_close((ds, dc), fused_triton.gate_grads(dr, x, c, s))
+
+
+# ---- An image on the chip
+
+
+def assert_near(found, expected, close):
+    assert found.shape == expected.shape
+    assert (found.double() - expected).abs().max() <= close * expected.abs().max()
 
 
 @pytest.mark.parametrize("memory_format", LAST)
 @pytest.mark.parametrize(
-    ("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+    ("shape", "kind", "dtype", "close"),
+    [
+        ((2, 5, 3, 7), "ties", torch.float64, 1e-12),
+        ((1, 300, 3, 3), "ties", torch.float64, 1e-12),
+        ((2, 20, 9, 15), "random", torch.float64, 1e-12),
+        ((2, 8, 4, 4), "random", torch.float32, 1e-5),
+        ((2, 8, 4, 4), "ties", torch.bfloat16, 5e-3),
+    ],
 )
-def test_together_they_are_cbam(dtype, close, memory_format, monkeypatch):
+def test_an_image_that_stays_on_the_chip(shape, kind, dtype, close, memory_format):
+    torch.manual_seed(1)
+    module = CBAM(shape[1], reduction=3).to(DEVICE).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.to(dtype))  # the numbers that the kernels are given
+    w1, _, w2 = module.channel.mixer
+    x = numbers(*shape, kind=kind, dtype=dtype, memory_format=memory_format)
+    g = numbers(*shape, dtype=dtype, memory_format=memory_format)
+    assert fused_chip.fits(x, w1.weight, w2.weight)
+
+    x_ = x.double().requires_grad_()
+    c_ = module.channel(x_)
+    y = x_ * c_
+    z = torch.cat([y.amax(1, keepdim=True), y.mean(1, keepdim=True)], 1)
+    z.retain_grad()
+    s = module.spatial.norm(module.spatial.conv(z)).sigmoid()
+    (y * s).backward(g.double())
+
+    weights = [w.detach().to(dtype) for w in module.channel.parameters()]
+    a, m, c, maxima, means = fused_chip.gate_both(x, *weights)
+    wide = a.dtype
+    assert torch.equal(m, x.amax((2, 3)).to(wide))
+    assert torch.equal(maxima, (x.to(wide) * c).amax(1, keepdim=True))
+    fine = min(close, 1e-5)
+    assert_near(a, x_.mean((2, 3)), fine)
+    assert_near(c, c_, fine)
+    assert_near(means, z[:, 1:], fine)
+
+    s = s.detach().to(wide)
+    dmax, dmean = z.grad.to(wide).split(1, 1)
+    _, dc = fused_triton.gate_grads(g, x, c, s)
+    with torch.autocast(DEVICE, torch.bfloat16):  # sums are float32 nevertheless
+        dx, *found = fused_chip.gate_back(g, x, c, s, maxima, dmax, dmean, dc, a, m, *weights[:3])
+    assert dx.dtype == dtype
+    assert dx.is_contiguous(memory_format=memory_format)
+    assert_near(dx, x_.grad, close)
+    for gradient, parameter in zip(found, module.channel.parameters(), strict=True):
+        assert_near(gradient, parameter.grad, fine)
+
+
+def test_what_is_too_large_for_the_chip():
+    x = torch.empty(4, 64, 32, 32, dtype=torch.bfloat16)
+    w = torch.empty(128, 64)
+    assert fused_chip.fits(x, w, w.mT)
+    assert not fused_chip.fits(x, torch.empty(129, 64), torch.empty(64, 129))
+    assert not fused_chip.fits(x.float(), w, w.mT)
+    for w1, w2 in [(w[:, 1:], w.mT[1:]), (w, w.mT[:, 1:]), (w, w)]:  # no MLP of 64 channels
+        assert not fused_chip.fits(x, w1, w2)
+
+
+# ---- All together
+
+
+@pytest.fixture
+def _triton(monkeypatch):
     monkeypatch.setattr(fused, "BACKENDS", [fused_triton])
-    torch.manual_seed(0)
-    module = CBAM(12, reduction=4).to(DEVICE, dtype)
+
+
+@pytest.fixture(params=["on the chip", "by the six"])
+def way(request, monkeypatch):
+    if request.param == "by the six":
+        monkeypatch.setattr(fused_chip, "CACHED", 0)
+    return request.param
+
+
+def drawn(channels, dtype=torch.float64, **options):
+    """Return a fused CBAM of random numbers, and the plain one of the same in float64."""
+    torch.manual_seed(3)
+    module = fused.CBAM(channels, reduction=4, **options).to(DEVICE, dtype)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0, 0.5)
-    plain = copy.deepcopy(module).double()
+    plain = CBAM(channels, reduction=4, **options).to(DEVICE).double()
+    plain.load_state_dict(module.state_dict())
+    return module, plain
+
+
+def steps(out):
+    """Return the names of the fused steps in the graph of `out`."""
+    seen, ahead = set(), [out.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        seen.add(type(node).__name__)
+        ahead += [f for f, _ in node.next_functions if f is not None]
+    return {name[1:-8] for name in seen if name.startswith("_")} - {"Convolution"}
+
+
+def assert_as_plain(module, plain, x, call, plain_call):
+    """Output and all gradients of `call` are those of `plain_call`, to float64's rounding."""
+    g = numbers(*x.shape, dtype=x.dtype)
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    out, expected = call(x), plain_call(x)
+    assert_close(out, expected, **close)
+    wanted = [[t for t in [x, *m.parameters()] if t.requires_grad] for m in (module, plain)]
+    assert_close(
+        torch.autograd.grad(out, wanted[0], g),
+        torch.autograd.grad(expected, wanted[1], g),
+        **close,
+    )
+
+
+def same(found, reference, close=1e-10):
+    size = reference.abs().max()
+    assert size > 1e-3
+    assert (found.double() - reference).abs().max() < close * size
+
+
+@pytest.mark.usefixtures("_triton")
+@pytest.mark.parametrize("memory_format", LAST)
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
+def test_together_they_are_cbam(dtype, close, memory_format, way):
+    module, plain = drawn(12, dtype)
     x = numbers(3, 12, 6, 5, dtype=dtype, memory_format=memory_format)
     upstream = numbers(3, 12, 6, 5, dtype=dtype)
     x_, x = x.double().requires_grad_(), x.requires_grad_()
     out, expected = fused.refine(module, x), plain(x_)
+    before = {"on the chip": {"Gates"}, "by the six": {"Pool", "Squeeze"}}
+    assert steps(out) == before[way] | {"Scale"}
+    assert (out.dtype, out.stride()) == (dtype, x.stride())
     out.backward(upstream)
     expected.backward(upstream.double())
-
-    def same(found, reference):
-        size = reference.abs().max()
-        assert size > 1e-3
-        assert (found.double() - reference).abs().max() < close * size
-
-    same(out, expected)
-    same(x.grad, x_.grad)
-    pairs = zip(module.parameters(), plain.parameters(), strict=True)
-    for found, reference in pairs:
-        same(found.grad, reference.grad)
+    same(out, expected, close)
+    same(x.grad, x_.grad, close)
+    for found, reference in zip(module.parameters(), plain.parameters(), strict=True):
+        assert found.grad.dtype == dtype
+        # bfloat16's roundings are large beside a sum whose terms cancel.
+        same(found.grad, reference.grad, close if close < 1e-2 else 5 * close)
     assert_close(module.spatial.norm.running_var.double(), plain.spatial.norm.running_var,
                  rtol=close, atol=close)  # fmt: skip
+
+
+def without_relu(module):
+    module.channel.mixer[1] = nn.GELU()
+
+
+def of_another_size(module):
+    module.channel.mixer[2] = nn.Linear(5, 8).double()
+
+
+@pytest.mark.usefixtures("_triton")
+@pytest.mark.parametrize(
+    ("options", "change", "taken"),
+    [
+        ({}, None, True),
+        ({"pooling": ["max", "avg"]}, None, True),
+        ({"bias": False, "norm": False}, None, True),
+        ({"pooling": ["avg"]}, None, False),
+        ({"pooling": ["max", "max"]}, None, False),
+        ({"mixer": "conv1d"}, None, False),
+        ({"gate": "hard-sigmoid"}, None, False),
+        ({}, without_relu, False),
+    ],
+)
+def test_which_gates_are_computed_on_the_chip(options, change, taken):
+    module, plain = drawn(8, **options)
+    if change is not None:
+        change(module)
+        change(plain)
+    x = numbers(2, 8, 3, 5, kind="ties", dtype=torch.float64).requires_grad_()
+    assert fused.supports(module, x)
+    assert ("Gates" in steps(fused.refine(module, x))) == taken
+    assert_as_plain(module, plain, x, lambda x: fused.refine(module, x), plain)
+
+
+@pytest.mark.usefixtures("_triton")
+def test_an_mlp_that_does_not_fit_together_is_told_as_by_the_plain_form():
+    module, _ = drawn(8)
+    of_another_size(module)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fused.refine(module, numbers(2, 8, 3, 5, dtype=torch.float64))
+
+
+def calls(module, plain, joined, r):
+    """Return what computes `module` and `plain`, or with `joined` the ReLU of their sum with r."""
+    if not joined:
+        return (lambda x: fused.refine(module, x)), plain
+    return (lambda x: fused.refine_and_add(module, x, r)), lambda x: torch.relu(plain(x) + r)
+
+
+joined = pytest.mark.parametrize("joined", [False, True], ids=["alone", "joined"])
+
+
+@pytest.mark.usefixtures("_triton")
+@joined
+def test_gradients_by_finite_differences(joined, way):
+    module, _ = drawn(3, kernel_size=3, norm=False)
+    x, r = (numbers(1, 3, 2, 3, dtype=torch.float64).requires_grad_() for _ in range(2))
+    inputs = (x, r, *module.parameters())
+
+    def call(x, r, *_):
+        return fused.refine_and_add(module, x, r) if joined else fused.refine(module, x) * r
+
+    assert ("Join" in steps(call(*inputs))) == joined
+    assert gradcheck(call, inputs, fast_mode=True)
+    assert gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.usefixtures("_triton")
+@joined
+@pytest.mark.parametrize(
+    "frozen",
+    [[], ["channel"], ["spatial"], ["channel", "spatial"], ["x"], ["x", "channel"]],
+    ids=str,
+)
+def test_what_is_frozen_and_what_is_not(frozen, joined, way):
+    module, plain = drawn(6)
+    x = numbers(2, 6, 3, 5, kind="ties", dtype=torch.float64).requires_grad_("x" not in frozen)
+    r = numbers(2, 6, 3, 5, dtype=torch.float64)
+    for name in set(frozen) - {"x"}:
+        for m in (module, plain):
+            m.get_submodule(name).requires_grad_(False)
+    assert_as_plain(module, plain, x, *calls(module, plain, joined, r))
+
+
+@pytest.mark.usefixtures("_triton")
+@joined
+def test_what_is_frozen_after_the_forward_pass(joined, way):
+    module, plain = drawn(6)
+    x, r = (numbers(2, 6, 3, 5, dtype=torch.float64) for _ in range(2))
+    for m, call in zip((module, plain), calls(module, plain, joined, r), strict=True):
+        out = call(x)
+        m.channel.requires_grad_(False)
+        out.square().sum().backward()
+    assert_close(module.spatial.conv.weight.grad, plain.spatial.conv.weight.grad)
+    assert all(p.grad is None for p in module.channel.parameters())
+
+
+@pytest.mark.usefixtures("_triton")
+@joined
+def test_a_graph_walked_twice_and_a_gradient_of_the_gradient(joined, way):
+    module, plain = drawn(6)
+    x, r = (numbers(2, 6, 3, 5, dtype=torch.float64).requires_grad_() for _ in range(2))
+    found = []
+    for call in calls(module, plain, joined, r):
+        loss = call(x).square().sum()
+        (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, x, create_graph=True)
+        second = torch.autograd.grad(again.square().sum(), [x, *[r] * joined], retain_graph=True)
+        (last,) = torch.autograd.grad(loss, x)
+        assert_close(again, first, rtol=1e-10, atol=1e-12)
+        assert_close(last, first, rtol=1e-10, atol=1e-12)
+        found.append((first, *second))
+    assert_close(*found, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.usefixtures("_triton")
+def test_an_empty_batch_through_all(way):
+    module, plain = drawn(6)
+    x = numbers(0, 6, 3, 5, dtype=torch.float64).requires_grad_()
+    for joined in (False, True):
+        assert_as_plain(module, plain, x, *calls(module, plain, joined, x))
+
+
+@pytest.mark.usefixtures("_triton")
+def test_no_gradient_keeps_nothing(way):
+    module, plain = drawn(6)
+    x = numbers(2, 6, 3, 5, dtype=torch.float64).requires_grad_()
+    with torch.inference_mode():
+        out = fused.refine(module, x)
+        assert_close(out, plain(x), rtol=1e-10, atol=1e-12)
+    assert out.is_inference()
+
+
+@pytest.mark.usefixtures("_triton")
+def test_it_keeps_one_map_and_no_more(way):
+    module, _ = drawn(64, torch.float32)
+    x = numbers(2, 64, 16, 16).requires_grad_()
+    for call, maps in [(fused.refine, 1), (fused.refine_and_add, 2)]:  # with the output, a ReLU's
+        kept = {}
+
+        def pack(t, kept=kept):
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = call(module, x, *[x] * (maps - 1))
+        assert maps * x.nbytes < sum(kept.values()) < (maps + 0.15) * x.nbytes
+        watched = weakref.ref(out.grad_fn.call)
+        out.backward(out)
+        del out
+        assert watched() is None
+
+
+# ---- The join in a network
+
+
+@pytest.mark.usefixtures("_triton")
+@pytest.mark.parametrize("memory_format", LAST)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_a_residual_block_is_joined(dtype, close, memory_format, way):
+    torch.manual_seed(0)
+    block = ResidualBlock(4, 8, 2, "cbam").to(DEVICE)
+    exact = copy.deepcopy(block).double()
+    exact.attention.fused = False
+    x = numbers(2, 4, 9, 7).contiguous(memory_format=memory_format).requires_grad_()
+    x_ = x.detach().double().requires_grad_()
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = block(x)
+    expected = exact(x_)
+    if dtype == torch.float32:
+        assert type(out.grad_fn).__name__ == "_JoinBackward"
+    out.float().square().sum().backward()
+    expected.square().sum().backward()
+    same(out, expected, close)
+    same(x.grad, x_.grad, close)
+
+
+@pytest.mark.usefixtures("_triton")
+def test_where_nothing_is_joined():
+    x, r = (numbers(2, 8, 3, 5).requires_grad_() for _ in range(2))
+
+    def joins(change=lambda m: None, r=r):
+        module, plain = drawn(8, torch.float32)
+        change(module)
+        out = fused.refine_and_add(module, x, r)
+        assert_close(out, torch.relu(plain.float()(x) + r), rtol=1e-5, atol=1e-5)
+        return "Join" in steps(out)
+
+    def no_longer_fused(module):
+        module.fused = False
+
+    assert joins()
+    assert not joins(no_longer_fused)
+    for name in ("forward_hook", "forward_pre_hook", "full_backward_hook"):
+        assert not joins(lambda m, n=name: getattr(m, f"register_{n}")(lambda *_: None))
+    assert not joins(r=numbers(2, 8, 1, 1))
+    assert not joins(r=numbers(2, 8, 3, 5, dtype=torch.float64))
+    watch = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not joins()
+    watch.remove()
+    assert joins()
+
+
+def test_a_backend_that_cannot_join_adds(monkeypatch):
+    monkeypatch.setattr(fused, "SMALLEST", 0)
+    module, plain = drawn(8)
+    x, r = (numbers(2, 8, 3, 5, dtype=torch.float64).requires_grad_() for _ in range(2))
+    out = fused.refine_and_add(module.cpu(), x.cpu(), r.cpu())
+    assert steps(out) == {"Pool", "Squeeze", "Scale"}
+    assert_close(out, torch.relu(plain.cpu()(x.cpu()) + r.cpu()))
+
+
+# ---- The trial
+
+
+def test_the_kernels_pass_their_trial(recwarn):
+    state = torch.get_rng_state()
+    assert fused_triton.runs(torch.device(DEVICE))
+    with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+        assert fused_triton.runs(torch.device(DEVICE))
+    assert not recwarn
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+PAIR = ["gate_both", "gate_back"]
+SIX = ["pool", "squeeze", "scale", "gate_grads", "map_grads", "input_grad"]
+
+
+@pytest.mark.parametrize("name", [*SIX, "residual_grads", *PAIR])
+def test_a_wrong_kernel_is_found(name, monkeypatch):
+    room = fused_chip if name in PAIR else fused_triton
+    right = getattr(room, name)
+
+    def wrong(*given):
+        found = right(*given)
+        (found if isinstance(found, Tensor) else found[-1]).view(-1)[-1] += 0.01
+        return found
+
+    monkeypatch.setattr(room, name, wrong)
+    with pytest.warns(UserWarning, match=rf"plain form on {DEVICE}, .* fail there: {name} gives"):
+        assert not fused_triton.runs(torch.device(DEVICE))
+
+
+def test_a_wrong_join_is_found(monkeypatch):
+    right = fused_triton.scale
+    monkeypatch.setattr(fused_triton, "scale", lambda x, c, s, r=None: right(x, c, s))
+    with pytest.warns(UserWarning, match=r"fail there: scale with a residual gives other numbers"):
+        assert not fused_triton.runs(torch.device(DEVICE))
+
+
+def test_a_kernel_that_raises_is_found(monkeypatch):
+    def broken(*given):
+        raise ValueError("out of resource: shared memory")
+
+    monkeypatch.setattr(fused_chip, "gate_back", broken)
+    with pytest.warns(UserWarning, match=r"fail there: out of resource: shared memory$"):
+        assert not fused_triton.runs(torch.device(DEVICE))

@@ -620,3 +620,29 @@ def test_a_backward_pass_under_autocast_is_as_exact_as_the_plain_one():
 
 def test_without_autocast_types_do_not_mix():
     assert not fused.supports(cbam(dtype=torch.float32), feature_map(dtype=torch.bfloat16))
+
+
+# ---- The end of a residual block
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_residual_on_a_cpu_is_added_by_the_plain_expression(training):
+    for build in (chosen, lambda: cbam(dtype=torch.float32), nn.Identity):
+        module, plain = build().train(training), build().train(training)
+        seen: list[Tensor] = []
+        module.register_forward_hook(lambda m, given, out, seen=seen: seen.append(out))
+        x, r = (feature_map(kind=k, dtype=torch.float32) for k in ("normal", "rounded"))
+        x.requires_grad_()
+        out = fused.refine_and_add(module, x, r)
+        assert len(seen) == 1
+        assert torch.equal(out, torch.relu(plain(x) + r))
+
+
+def test_a_residual_block_is_traced_whole():
+    module, x = chosen().eval(), feature_map(dtype=torch.float32)
+    block = nn.Module()
+    block.attention = module
+    block.forward = lambda x: fused.refine_and_add(block.attention, x, x)
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    expected = torch.relu(cbam(dtype=torch.float32).eval()(x) + x)
+    assert torch.equal(compiled(x), expected)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from coverage import Coverage
 
-from cbam_edu import fused_triton
+from cbam_edu import fused_chip, fused_trial, fused_triton
 
 HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") is not None
@@ -51,8 +51,7 @@ def other_machine(monkeypatch):
     def pretend(capability=(9, 0), triton=True):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(fused_triton, "available", lambda: triton)
-        monkeypatch.setattr(fused_triton, "pool", lambda x: None)
-        monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+        monkeypatch.setattr(fused_trial, "check", lambda device: None)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     return pretend
@@ -81,11 +80,11 @@ def test_where_triton_does_not_work(other_machine, monkeypatch):
 
 
 def test_a_gpu_where_triton_cannot_compile_is_named_once(other_machine, monkeypatch):
-    def pool(x):
+    def check(device):
         raise RuntimeError("Failed to find C compiler.")
 
     other_machine()
-    monkeypatch.setattr(fused_triton, "pool", pool)
+    monkeypatch.setattr(fused_trial, "check", check)
     with pytest.warns(UserWarning, match=r"plain form on cuda:0, .*Failed to find C compiler\.$"):
         assert not reaches(CUDA)
 
@@ -135,30 +134,36 @@ def compiled(kernel, arguments, options, capability):
 
 def all_compiled(monkeypatch, x, capability):
     """Call all functions with x; return by kernel what a GPU's compiler makes of the launches."""
-    from cbam_edu import fused_kernels
+    from cbam_edu import fused_chip_kernels, fused_kernels
 
-    found = {}
+    found, kernels = {}, vars(fused_kernels) | vars(fused_chip_kernels)
 
     class Recorder:
         tl = fused_kernels.tl
 
         def __getattr__(self, name):
             def launch(*arguments, **options):
-                kernel = vars(fused_kernels)[name]
-                found[name] = compiled(kernel, arguments, options, capability)
+                variant = name, options.get("JOIN")
+                found[variant] = compiled(kernels[name], arguments, options, capability)
 
             return defaultdict(lambda: launch)  # whatever the grid
 
     monkeypatch.setattr(fused_triton, "kernels", Recorder)
+    monkeypatch.setattr(fused_chip, "kernels", Recorder)
     (n, channels, height, width), wide = x.shape, torch.promote_types(x.dtype, torch.float32)
     c, m = torch.empty(n, channels, 1, 1, dtype=wide), torch.empty(n, channels, dtype=wide)
     s = torch.empty(n, 1, height, width, dtype=wide)
     fused_triton.pool(x)
     fused_triton.squeeze(x, c)
     fused_triton.scale(x, c, s)
+    fused_triton.scale(x, c, s, x)
     fused_triton.gate_grads(x, x, c, s)
+    fused_triton.residual_grads(x, x, x, c, s)
     fused_triton.map_grads(x, c, s, s, s, m)
     fused_triton.input_grad(x, x, c, s, s, s, s, m, m, m)
+    w1, b1, w2 = (torch.empty(size, dtype=wide) for size in [(4, channels), (4,), (channels, 4)])
+    fused_chip.gate_both(x, w1, b1, w2, m[0])
+    fused_chip.gate_back(x, x, c, s, s, s, s, c, m, m, w1, b1, w2)
     return found
 
 
@@ -179,11 +184,14 @@ def test_a_gpus_compiler_takes_them(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     x = torch.empty(shape, dtype=dtype).contiguous(memory_format=memory_format)
     found = all_compiled(monkeypatch, x, capability)
-    assert len(found) == 6
-    for kernel, code in found.items():
+    assert len(found) == 10
+    for (kernel, _), code in found.items():
         assert re.search(rf"ld\.global[\w.]*\.{re.escape(load)} ", code["ptx"]), kernel
         assert not re.search(r"ld\.global[\w.]*\.b16 ", code["ptx"]), kernel  # one value at a time
         assert "atom" not in code["ptx"]  # sums have an order
+        if kernel.startswith("gate_b"):  # what another thread wrote is read after a barrier
+            assert code["ttgir"].count("gpu.barrier") >= 2
+            assert "ld.global.nc" not in code["ptx"]  # from a cache that would not know
         if kernel in ("pool_kernel", "squeeze_kernel") and capability >= 80 and load != "b64":
             assert "max.NaN.f32" in code["ptx"]  # the interpreter's maximum is NaN's in any case
         assert re.search(r"arith\.muli .* : i64", code["ttir"])  # an image's start is 64 bits wide
