@@ -12,6 +12,9 @@ the readings, the shared MLP, is then computed there too. Passes are counted as 
 `gate_back`                  3      g, x, w `map_grads`, the MLP's gradients, `input_grad`
 **backward**                 **5**
 ============================ ====== ======= =====================================================
+
+That is a count: as many images are at work as a GPU has room for programs, and whether its caches
+hold them all, a measurement must tell.
 """
 
 from functools import cache
