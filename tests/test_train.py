@@ -280,8 +280,14 @@ def test_deterministic_mode_ends_with_the_run():
     with deterministic(True):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
     with deterministic(False):
         assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.benchmark  # it may try which algorithm is the fastest
+        with deterministic(True):
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
 
 
 RICH = but(
@@ -682,6 +688,16 @@ def test_the_average_follows_by_its_decay_and_takes_counts_as_they_are():
     average.follow(first=True)
     assert same(weights(average.module), weights(model))
     assert not any(t.requires_grad for pair in average.numbers for t in pair)
+
+
+def test_the_average_begins_once_and_goes_on_in_the_next_epoch(monkeypatch):
+    firsts = []
+    follow = train.Average.follow
+    monkeypatch.setattr(
+        train.Average, "follow", lambda self, first: (firsts.append(first), follow(self, first))
+    )
+    fit(Flat(), toy(), but(ema=0.9), progress=False)
+    assert firsts == [True] + [False] * 7
 
 
 def test_an_average_is_resumed_where_it_was(tmp_path):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cbam_edu.attention import check_positive
 from cbam_edu.data.batches import Augmentation, Order
-from cbam_edu.data.images import normalise, open_picture, split_off
+from cbam_edu.data.images import normalise, open_picture, per_channel, split_off
 from cbam_edu.storage import explained
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, per channel, in 0..1, as torchvision has them
@@ -232,6 +232,7 @@ class FolderBatches(Order):
                 f"resized crops: leave crop {Augmentation.crop} and cutout {Augmentation.cutout}"
             )
         self.labels, self.device = data.labels, torch.device(device)
+        self.mean, self.std = (per_channel(v, self.device) for v in (MEAN, STD))
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.keys: list[tuple[int, list[int]]] = []  # what the loader is to read, in order
         self.loader = DataLoader(
@@ -250,6 +251,6 @@ class FolderBatches(Order):
         for chosen, images in zip(batches, self.loader, strict=True):
             if isinstance(images, Exception):
                 raise images
-            x = normalise(images.to(self.device, non_blocking=True), MEAN, STD)
+            x = normalise(images.to(self.device, non_blocking=True), self.mean, self.std)
             y = self.labels[chosen].to(self.device, non_blocking=True)
             yield x.contiguous(memory_format=self.format), y
