@@ -144,9 +144,9 @@ class _Gates(torch.autograd.Function):
         if v.is_plain() or not x.requires_grad:
             return None, *_by_autograd(_gates, inputs, (dc, dz))
         maps = v.g, x, c, v.s, z[:, :1], dz[:, :1], dz[:, 1:]
-        dx, *found = fused_chip.gate_back(*maps, dc, a, m, *weights[:3])
+        grads = fused_chip.gate_back(*maps, dc, a, m, *weights[:3])
         del v.g
-        return None, dx, *(d.to(w.dtype) for d, w in zip(found, weights, strict=True))
+        return None, *grads
 
 
 pool, squeeze, gates = _Pool.apply, _Squeeze.apply, _Gates.apply
