@@ -1,6 +1,6 @@
 """The kernels' own tests: on a GPU as they are, elsewhere in Triton's interpreter.
 
-`test_fused_triton` runs this file in a process of its own, as Triton reads TRITON_INTERPRET once,
+`test_fused_gpu` runs this file in a process of its own, as Triton reads TRITON_INTERPRET once,
 when it is imported, and other tests want the compiler.
 """
 
@@ -17,8 +17,9 @@ from torch.testing import assert_close
 from triton import knobs
 from triton.runtime import interpreter
 
-from cbam_edu import fused, fused_chip, fused_triton
+from cbam_edu import fused
 from cbam_edu.attention import CBAM
+from cbam_edu.fused import chip, gpu
 from cbam_edu.models.resnet import ResidualBlock
 
 DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
@@ -97,25 +98,25 @@ def check(shape, memory_format, kind="random", dtype=torch.float32):
         close = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float64: 1e-12}.get(dtype, 1e-5)
         assert_close(found.double(), expected, rtol=close, atol=10 * close)
 
-    mean, m = fused_triton.pool(x)
+    mean, m = gpu.pool(x)
     same(mean, x_.mean((2, 3)))
     assert torch.equal(m, x.amax((2, 3)).to(wide))
 
-    maxima, means = fused_triton.squeeze(x, c)
+    maxima, means = gpu.squeeze(x, c)
     y = x.to(wide) * c
     assert torch.equal(maxima, y.amax(1, keepdim=True))
     same(means, (x_ * c_).mean(1, keepdim=True))
 
-    out = fused_triton.scale(x, c, s)
+    out = gpu.scale(x, c, s)
     same(out, x_ * c_ * s_, dtype)
     assert out.is_contiguous(memory_format=memory_format)
 
-    ds, dc = fused_triton.gate_grads(g, x, c, s)
+    ds, dc = gpu.gate_grads(g, x, c, s)
     same(ds, (g_ * x_ * c_).sum(1, keepdim=True))
     same(dc, (g_ * x_ * s_).sum((2, 3)))
 
     dmax, dmean = (numbers(*s.shape, dtype=wide) for _ in range(2))
-    rest, ties, channel_ties = fused_triton.map_grads(x, c, maxima, dmax, dmean, m)
+    rest, ties, channel_ties = gpu.map_grads(x, c, maxima, dmax, dmean, m)
     top, peak = (y == maxima).double(), (x.to(wide) == places(m)).double()
     t, k = top.sum(1, keepdim=True), peak.sum((2, 3))
     assert torch.equal(ties.double(), t)
@@ -124,7 +125,7 @@ def check(shape, memory_format, kind="random", dtype=torch.float32):
     same(rest, (x_ * share).sum((2, 3)))
 
     dm, da = (numbers(*shape[:2], dtype=wide) for _ in range(2))
-    dx = fused_triton.input_grad(g, x, c, s, maxima, dmax, dmean, m, dm, da)
+    dx = gpu.input_grad(g, x, c, s, maxima, dmax, dmean, m, dm, da)
     dy = g_ * s_ + dmean.double() + top * dmax.double()
     same(dx, dy * c_ + peak * places(dm.double()) + places(da.double()), dtype)
     assert dx.is_contiguous(memory_format=memory_format)
@@ -171,9 +172,9 @@ def test_random_float32():
 def test_one_program_or_several_pool_the_places_of_a_channel(
     shape, memory_format, enough, monkeypatch
 ):
-    monkeypatch.setattr(fused_triton, "ENOUGH", enough)
+    monkeypatch.setattr(gpu, "ENOUGH", enough)
     x = numbers(*shape, memory_format=memory_format)
-    mean, m = fused_triton.pool(x)
+    mean, m = gpu.pool(x)
     assert_close(mean, x.mean((2, 3)))
     assert torch.equal(m, x.amax((2, 3)))
 
@@ -184,21 +185,21 @@ def test_one_program_or_several_pool_the_places_of_a_channel(
 def test_an_empty_batch():
     x, c, s = numbers(0, 3, 2, 5), numbers(0, 3, 1, 1), numbers(0, 1, 2, 5)
     pooled = numbers(0, 3)
-    assert [tuple(v.shape) for v in fused_triton.pool(x)] == [(0, 3)] * 2
-    assert [tuple(v.shape) for v in fused_triton.squeeze(x, c)] == [(0, 1, 2, 5)] * 2
-    assert fused_triton.scale(x, c, s).shape == x.shape
-    ds, dc = fused_triton.gate_grads(x, x, c, s)
+    assert [tuple(v.shape) for v in gpu.pool(x)] == [(0, 3)] * 2
+    assert [tuple(v.shape) for v in gpu.squeeze(x, c)] == [(0, 1, 2, 5)] * 2
+    assert gpu.scale(x, c, s).shape == x.shape
+    ds, dc = gpu.gate_grads(x, x, c, s)
     assert (ds.shape, dc.shape) == (s.shape, pooled.shape)
-    dc, ties, channel_ties = fused_triton.map_grads(x, c, s, s, s, pooled)
+    dc, ties, channel_ties = gpu.map_grads(x, c, s, s, s, pooled)
     assert (dc.shape, ties.shape, channel_ties.shape) == (pooled.shape, s.shape, pooled.shape)
     w1, b1, w2 = numbers(2, 3), numbers(2), numbers(3, 2)
-    found = fused_chip.gate_both(x, w1, b1, w2, numbers(3))
+    found = chip.gate_both(x, w1, b1, w2, numbers(3))
     assert [v.shape for v in found] == [pooled.shape, pooled.shape, c.shape, s.shape, s.shape]
-    found = fused_chip.gate_back(x, x, c, s, s, s, s, c, pooled, pooled, w1, b1, w2)
+    found = chip.gate_back(x, x, c, s, s, s, s, c, pooled, pooled, w1, b1, w2)
     assert [v.shape for v in found[:4]] == [x.shape, w1.shape, b1.shape, w2.shape]
     assert not any(v.any() for v in found)  # no image, no gradient
     shares = (s, s, pooled, pooled, pooled)
-    assert fused_triton.input_grad(x, x, c, s, s, *shares).shape == x.shape
+    assert gpu.input_grad(x, x, c, s, s, *shares).shape == x.shape
 
 
 @pytest.mark.parametrize("memory_format", LAST)
@@ -209,14 +210,14 @@ def test_what_is_no_number_or_infinite_shows_as_in_torch(memory_format):
     x[1, :, 2, 2] = float("-inf")
     x[1, 4] = float("-inf")
     c, s = gates(x.shape, "random", torch.float32)
-    found = fused_triton.pool(x), fused_triton.squeeze(x, c), fused_triton.scale(x, c, s)
+    found = gpu.pool(x), gpu.squeeze(x, c), gpu.scale(x, c, s)
     y = x * c
     assert_close(found[0], (x.mean((2, 3)), x.amax((2, 3))), equal_nan=True)
     expected = y.amax(1, keepdim=True), y.mean(1, keepdim=True)
     assert_close(found[1], expected, equal_nan=True)
     assert_close(found[2], y * s, equal_nan=True)
     maxima, m = found[1][0], found[0][1]
-    _, ties, channel_ties = fused_triton.map_grads(x, c, maxima, s, s, m)
+    _, ties, channel_ties = gpu.map_grads(x, c, maxima, s, s, m)
     assert torch.equal(ties, (y == maxima).sum(1, keepdim=True).float())
     assert torch.equal(channel_ties, (x == places(m)).sum((2, 3)).float())
     assert ties[0, 0, 1, 3] == 0  # nothing equals NaN
@@ -227,9 +228,9 @@ def test_maps_in_any_order_in_memory():
     x = wide[:, ::2].transpose(2, 3)
     g = numbers(2, 4, 6, 5, memory_format=torch.channels_last)
     c, s = gates(x.shape, "random", torch.float32)
-    assert_close(fused_triton.pool(x), fused_triton.pool(x.contiguous()))
-    assert_close(fused_triton.scale(x, c, s), x * c * s)
-    ds, dc = fused_triton.gate_grads(g, x, c.expand(2, 4, 1, 1), s.transpose(2, 3).mT)
+    assert_close(gpu.pool(x), gpu.pool(x.contiguous()))
+    assert_close(gpu.scale(x, c, s), x * c * s)
+    ds, dc = gpu.gate_grads(g, x, c.expand(2, 4, 1, 1), s.transpose(2, 3).mT)
     assert_close(ds, (g * x * c).sum(1, keepdim=True))
     assert_close(dc, (g * x * s).sum((2, 3)))
 
@@ -237,28 +238,27 @@ def test_maps_in_any_order_in_memory():
 def test_a_gradient_of_another_type():
     x, g = numbers(2, 4, 3, 3, dtype=torch.bfloat16), numbers(2, 4, 3, 3)
     c, s = gates(x.shape, "random", torch.float32)
-    ds, _ = fused_triton.gate_grads(g, x, c, s)
+    ds, _ = gpu.gate_grads(g, x, c, s)
     assert_close(ds, (g * x.float() * c).sum(1, keepdim=True))
 
 
 def test_which_maps_are_taken():
-    assert fused_triton.serves(numbers(2, 3, 4, 4, dtype=torch.float16))
-    assert fused_triton.serves(numbers(0, 3, 4, 4))
-    assert not fused_triton.serves(numbers(2, 3, 4))
-    assert not fused_triton.serves(numbers(2, 3, 4, 4).int())
-    assert not fused_triton.serves(numbers(2, 3, 0, 4))
+    assert gpu.serves(numbers(2, 3, 4, 4, dtype=torch.float16))
+    assert gpu.serves(numbers(0, 3, 4, 4))
+    assert not gpu.serves(numbers(2, 3, 4))
+    assert not gpu.serves(numbers(2, 3, 4, 4).int())
+    assert not gpu.serves(numbers(2, 3, 0, 4))
     huge = torch.empty(1, device=DEVICE).expand(1, 2**15, 2**8, 2**8)
-    assert not fused_triton.serves(huge)
+    assert not gpu.serves(huge)
     with pytest.raises(ValueError, match="an image of 32768 x 256 x 256 values is too large"):
-        fused_triton.pool(huge)
+        gpu.pool(huge)
 
 
 def test_equal_runs_give_equal_bits():
     x, g = numbers(2, 70, 9, 15), numbers(2, 70, 9, 15)
     c, s = gates(x.shape, "random", torch.float32)
     first, second = (
-        (*fused_triton.pool(x), *fused_triton.squeeze(x, c), *fused_triton.gate_grads(g, x, c, s))
-        for _ in range(2)
+        (*gpu.pool(x), *gpu.squeeze(x, c), *gpu.gate_grads(g, x, c, s)) for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -277,8 +277,8 @@ def test_maps_of_more_values_than_32_bits_count(memory_format):
     c, s = gates(x.shape, "random", torch.float32)
     last = slice(n - 1, n)
     of_all, of_last = (
-        (*fused_triton.pool(v), *fused_triton.squeeze(v, gc), fused_triton.scale(v, gc, gs),
-         *fused_triton.gate_grads(v, v, gc, gs))
+        (*gpu.pool(v), *gpu.squeeze(v, gc), gpu.scale(v, gc, gs),
+         *gpu.gate_grads(v, v, gc, gs))
         for v, gc, gs in [(x, c, s), (x[last], c[last], s[last])]
     )  # fmt: skip
     for a, b in zip(of_all, of_last, strict=True):
@@ -298,15 +298,15 @@ def test_residual_and_relu(dtype, close, memory_format):
     r_ = r.float().requires_grad_()
     expected = torch.relu(x.float() * c * s + r_)
     expected.backward(g.float())
-    out = fused_triton.scale(x, c, s, r)
+    out = gpu.scale(x, c, s, r)
     assert_close(out.float(), expected.detach(), rtol=close, atol=close, equal_nan=True)
     assert out.is_contiguous(memory_format=memory_format)
-    dr, ds, dc = fused_triton.residual_grads(g, out, x, c, s)
+    dr, ds, dc = gpu.residual_grads(g, out, x, c, s)
     assert torch.equal(dr, torch.where(out <= 0, 0, g))
     assert (dr == 0).float().mean() > 0.3
     assert dr[0, 3, 4, 5] == g[0, 3, 4, 5]  # as torch's ReLU: what is no number lets it through
     assert_close(dr.float(), r_.grad)
-    assert_close((ds, dc), fused_triton.gate_grads(dr, x, c, s))
+    assert_close((ds, dc), gpu.gate_grads(dr, x, c, s))
 
 
 # ---- An image on the chip
@@ -337,7 +337,7 @@ def test_an_image_that_stays_on_the_chip(shape, kind, dtype, close, memory_forma
     w1, _, w2 = module.channel.mixer
     x = numbers(*shape, kind=kind, dtype=dtype, memory_format=memory_format)
     g = numbers(*shape, dtype=dtype, memory_format=memory_format)
-    assert fused_chip.fits(x, w1.weight, w2.weight)
+    assert chip.fits(x, w1.weight, w2.weight)
 
     x_ = x.double().requires_grad_()
     c_ = module.channel(x_)
@@ -348,7 +348,7 @@ def test_an_image_that_stays_on_the_chip(shape, kind, dtype, close, memory_forma
     (y * s).backward(g.double())
 
     weights = [w.detach().to(dtype) for w in module.channel.parameters()]
-    a, m, c, maxima, means = fused_chip.gate_both(x, *weights)
+    a, m, c, maxima, means = chip.gate_both(x, *weights)
     wide = a.dtype
     assert torch.equal(m, x.amax((2, 3)).to(wide))
     assert torch.equal(maxima, (x.to(wide) * c).amax(1, keepdim=True))
@@ -359,9 +359,9 @@ def test_an_image_that_stays_on_the_chip(shape, kind, dtype, close, memory_forma
 
     s = s.detach().to(wide)
     dmax, dmean = z.grad.to(wide).split(1, 1)
-    _, dc = fused_triton.gate_grads(g, x, c, s)
+    _, dc = gpu.gate_grads(g, x, c, s)
     with torch.autocast(DEVICE, torch.bfloat16):  # sums are float32 nevertheless
-        dx, *found = fused_chip.gate_back(g, x, c, s, maxima, dmax, dmean, dc, a, m, *weights[:3])
+        dx, *found = chip.gate_back(g, x, c, s, maxima, dmax, dmean, dc, a, m, *weights[:3])
     assert dx.dtype == dtype
     assert dx.is_contiguous(memory_format=memory_format)
     assert_near(dx, x_.grad, close)
@@ -372,11 +372,11 @@ def test_an_image_that_stays_on_the_chip(shape, kind, dtype, close, memory_forma
 def test_what_is_too_large_for_the_chip():
     x = torch.empty(4, 64, 32, 32, dtype=torch.bfloat16)
     w = torch.empty(128, 64)
-    assert fused_chip.fits(x, w, w.mT)
-    assert not fused_chip.fits(x, torch.empty(129, 64), torch.empty(64, 129))
-    assert not fused_chip.fits(x.float(), w, w.mT)
+    assert chip.fits(x, w, w.mT)
+    assert not chip.fits(x, torch.empty(129, 64), torch.empty(64, 129))
+    assert not chip.fits(x.float(), w, w.mT)
     for w1, w2 in [(w[:, 1:], w.mT[1:]), (w, w.mT[:, 1:]), (w, w)]:  # no MLP of 64 channels
-        assert not fused_chip.fits(x, w1, w2)
+        assert not chip.fits(x, w1, w2)
 
 
 # ---- All together
@@ -384,13 +384,13 @@ def test_what_is_too_large_for_the_chip():
 
 @pytest.fixture
 def _triton(monkeypatch):
-    monkeypatch.setattr(fused, "BACKENDS", [fused_triton])
+    monkeypatch.setattr(fused, "BACKENDS", [gpu])
 
 
 @pytest.fixture(params=["on the chip", "by the six"])
 def way(request, monkeypatch):
     if request.param == "by the six":
-        monkeypatch.setattr(fused_chip, "CACHED", 0)
+        monkeypatch.setattr(chip, "CACHED", 0)
     return request.param
 
 
@@ -678,9 +678,9 @@ def test_a_backend_that_cannot_join_adds(monkeypatch):
 
 def test_the_kernels_pass_their_trial(recwarn):
     state = torch.get_rng_state()
-    assert fused_triton.runs(torch.device(DEVICE))
+    assert gpu.runs(torch.device(DEVICE))
     with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
-        assert fused_triton.runs(torch.device(DEVICE))
+        assert gpu.runs(torch.device(DEVICE))
     assert not recwarn
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -691,7 +691,7 @@ SIX = ["pool", "squeeze", "scale", "gate_grads", "map_grads", "input_grad"]
 
 @pytest.mark.parametrize("name", [*SIX, "residual_grads", *PAIR])
 def test_a_wrong_kernel_is_found(name, monkeypatch):
-    room = fused_chip if name in PAIR else fused_triton
+    room = chip if name in PAIR else gpu
     right = getattr(room, name)
 
     def wrong(*given):
@@ -701,20 +701,20 @@ def test_a_wrong_kernel_is_found(name, monkeypatch):
 
     monkeypatch.setattr(room, name, wrong)
     with pytest.warns(UserWarning, match=rf"plain form on {DEVICE}, .* fail there: {name} gives"):
-        assert not fused_triton.runs(torch.device(DEVICE))
+        assert not gpu.runs(torch.device(DEVICE))
 
 
 def test_a_wrong_join_is_found(monkeypatch):
-    right = fused_triton.scale
-    monkeypatch.setattr(fused_triton, "scale", lambda x, c, s, r=None: right(x, c, s))
+    right = gpu.scale
+    monkeypatch.setattr(gpu, "scale", lambda x, c, s, r=None: right(x, c, s))
     with pytest.warns(UserWarning, match=r"fail there: scale with a residual gives other numbers"):
-        assert not fused_triton.runs(torch.device(DEVICE))
+        assert not gpu.runs(torch.device(DEVICE))
 
 
 def test_a_kernel_that_raises_is_found(monkeypatch):
     def broken(*given):
         raise ValueError("out of resource: shared memory")
 
-    monkeypatch.setattr(fused_chip, "gate_back", broken)
+    monkeypatch.setattr(chip, "gate_back", broken)
     with pytest.warns(UserWarning, match=r"fail there: out of resource: shared memory$"):
-        assert not fused_triton.runs(torch.device(DEVICE))
+        assert not gpu.runs(torch.device(DEVICE))

@@ -14,8 +14,9 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from cbam_edu import fused, fused_blocks
+from cbam_edu import fused
 from cbam_edu.attention import CBAM
+from cbam_edu.fused import blocks
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 MAPS = {
@@ -30,7 +31,7 @@ MAPS = {
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Work on two images at a time at most, so that small maps need several blocks."""
-    monkeypatch.setattr(fused_blocks, "BLOCK", 2000)
+    monkeypatch.setattr(blocks, "BLOCK", 2000)
     monkeypatch.setattr(fused, "SMALLEST", 0)
 
 
@@ -402,30 +403,30 @@ def test_activation_checkpoints():
 @pytest.mark.parametrize("block", [1, 300, 2000, 2**22])  # places, parts of images, images, all
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_each_function_is_its_formula(memory_format, block, monkeypatch):
-    monkeypatch.setattr(fused_blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     x, g = (feature_map(kind=k, memory_format=memory_format) for k in ("rounded", "normal"))
     c, s = torch.rand(5, 6, 1, 1).double(), torch.rand(5, 1, 4, 7).double()
     dmax, dmean = torch.randn(2, 5, 1, 4, 7).double()
     da, dm = torch.randn(2, 5, 6).double()
-    a, m = fused_blocks.pool(x)
+    a, m = blocks.pool(x)
     assert_close(a, x.mean((2, 3)))
     assert torch.equal(m, x.amax((2, 3)))
     y = x * c
-    maxima, mean = fused_blocks.squeeze(x, c)
+    maxima, mean = blocks.squeeze(x, c)
     assert torch.equal(maxima, y.amax(1, keepdim=True))
     assert_close(mean, y.mean(1, keepdim=True))
-    assert torch.equal(fused_blocks.scale(x, c, s), y * s)
-    ds, dc = fused_blocks.gate_grads(g, x, c, s)
+    assert torch.equal(blocks.scale(x, c, s), y * s)
+    ds, dc = blocks.gate_grads(g, x, c, s)
     assert_close(ds, (g * y).sum(1, keepdim=True))
     assert_close(dc, (g * x * s).sum((2, 3)))
     is_max, is_largest = (y == maxima).double(), (x == m[:, :, None, None]).double()
-    rest, ties, n = fused_blocks.map_grads(x, c, maxima, dmax, dmean, m)
+    rest, ties, n = blocks.map_grads(x, c, maxima, dmax, dmean, m)
     assert ties.max() > 1
     assert n.max() > 1
     assert torch.equal(ties, is_max.sum(1, keepdim=True))
     assert torch.equal(n, is_largest.sum((2, 3)))
     assert_close(rest, (x * (dmean / 6 + is_max * dmax / ties)).sum((2, 3)))
-    dx = fused_blocks.input_grad(g, x, c, s, maxima, dmax, dmean, m, dm, da)
+    dx = blocks.input_grad(g, x, c, s, maxima, dmax, dmean, m, dm, da)
     dy = g * s + dmean + is_max * dmax
     assert_close(dx, c * dy + da[:, :, None, None] + is_largest * dm[:, :, None, None])
     assert dx.stride() == x.stride()
@@ -554,7 +555,7 @@ def test_without_a_gradient_it_is_the_plain_form_in_less_memory():
 
 
 def test_inference_first_and_training_after(monkeypatch):
-    monkeypatch.setattr(fused_blocks, "_room", fused_blocks._Room())
+    monkeypatch.setattr(blocks, "_room", blocks._Room())
     module, x = cbam(), feature_map()
     with torch.inference_mode():
         fused.refine(module, x)

@@ -2,7 +2,7 @@
 
 An image of up to `CACHED` bytes does so if one program does all that it needs. What lies between
 the readings, the shared MLP, is then computed there too. Passes are counted as in
-`cbam_edu.fused_triton`, whose `scale` and `gate_grads` do the rest:
+`cbam_edu.fused.gpu`, whose `scale` and `gate_grads` do the rest:
 
 ============================ ====== ======= =====================================================
 `gate_both`                  1      x       `pool`, M_c, `squeeze`
@@ -23,7 +23,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cbam_edu.fused_triton import Map, power
+from cbam_edu.fused.gpu import Map, power
 
 CACHED = 2**17  # bytes of an image that is still in the cache when it is read again
 UNITS = 128  # hidden units of an MLP that one program computes
@@ -32,9 +32,9 @@ UNITS = 128  # hidden units of an MLP that one program computes
 @cache
 def kernels() -> ModuleType:
     """Return the kernels, read when first needed."""
-    from cbam_edu import fused_chip_kernels
+    from cbam_edu.fused import chip_kernels
 
-    return fused_chip_kernels
+    return chip_kernels
 
 
 def fits(x: Tensor, w1: Tensor, w2: Tensor) -> bool:

@@ -17,7 +17,7 @@ function                     passes r and w what it makes
 **backward**                 **6**
 ============================ ====== ======= =====================================================
 
-Of a small image, `cbam_edu.fused_chip` makes 3 and 5. At the end of a residual block, `scale` adds
+Of a small image, `cbam_edu.fused.chip` makes 3 and 5. At the end of a residual block, `scale` adds
 the block's input r and takes the ReLU: 3 passes (x, r, w), and `residual_grads` stands for
 `gate_grads`: 4 (g, the output, x, w). By themselves an addition and a ReLU make 5 and 3 more. The
 BatchNorm before CBAM stays by itself: in training its statistics need a pass before all others.
@@ -60,9 +60,9 @@ def available() -> bool:
 @cache
 def kernels() -> ModuleType:
     """Return the kernels; they are read when first needed, as Triton takes a moment to import."""
-    from cbam_edu import fused_kernels
+    from cbam_edu.fused import kernels
 
-    return fused_kernels
+    return kernels
 
 
 @cache
@@ -77,10 +77,10 @@ def reaches(device: torch.device) -> bool:
 
 def runs(device: torch.device) -> bool:
     """Try all kernels on a GPU: Triton also needs a C compiler and Python's headers."""
-    from cbam_edu import fused_trial  # which needs this file
+    from cbam_edu.fused import trial  # which needs this file
 
     try:
-        fused_trial.check(device)
+        trial.check(device)
     except Exception as error:  # whatever is wrong, the plain form needs none of it
         warnings.warn(
             f"CBAM takes its plain form on {device}, as the Triton kernels fail there: {error}",

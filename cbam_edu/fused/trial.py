@@ -1,7 +1,7 @@
 """The Triton kernels on trial: before a GPU's first use, their numbers are held to a CPU's.
 
-Nobody can test every GPU, driver and version of Triton. So all functions of `fused_triton` and of
-`fused_chip` are run on one small map, of odd sides and with ties. That takes some seconds where the
+Nobody can test every GPU, driver and version of Triton. So all functions of `gpu` and of
+`chip` are run on one small map, of odd sides and with ties. That takes some seconds where the
 kernels have yet to be compiled, and a moment where Triton finds them in its cache.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cbam_edu import fused_blocks, fused_chip, fused_triton
 from cbam_edu.attention import ChannelAttention
+from cbam_edu.fused import blocks, chip, gpu
 
 SHAPE = 2, 20, 9, 15
 CLOSE = 1e-4  # float32, in sums of 135 numbers at most
@@ -65,13 +65,13 @@ def _results(device: torch.device) -> Iterator[tuple[str, Any, Any]]:
         "input_grad": (g, x, c, s, maxima, dmax, dmean, m, dm, da),
     }
     for name, given in calls.items():
-        yield name, getattr(fused_triton, name)(*there(*given)), getattr(fused_blocks, name)(*given)
+        yield name, getattr(gpu, name)(*there(*given)), getattr(blocks, name)(*given)
 
     out = (x * c * s + r).relu()
     dr = g * (out > 0)
-    through = dr, *fused_blocks.gate_grads(dr, x, c, s)
-    yield "scale with a residual", fused_triton.scale(*there(x, c, s, r)), out
-    yield "residual_grads", fused_triton.residual_grads(*there(g, out, x, c, s)), through
+    through = dr, *blocks.gate_grads(dr, x, c, s)
+    yield "scale with a residual", gpu.scale(*there(x, c, s, r)), out
+    yield "residual_grads", gpu.residual_grads(*there(g, out, x, c, s)), through
 
     gate = ChannelAttention(channels, reduction=4).double()
     weights = there(*(w.float() for w in gate.parameters()))
@@ -90,8 +90,8 @@ def _on_chip(
     weights: list[Tensor], x: Tensor, g: Tensor, s: Tensor, dmax: Tensor, dmean: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return what `gate_both` and `gate_back` do, the one's results being given to the other."""
-    a, m, c, maxima, mean = fused_chip.gate_both(x, *weights)
-    _, dc = fused_triton.gate_grads(g, x, c, s)
+    a, m, c, maxima, mean = chip.gate_both(x, *weights)
+    _, dc = gpu.gate_grads(g, x, c, s)
     shares = maxima, dmax, dmean, dc, a, m
-    back = fused_chip.gate_back(g, x, c, s, *shares, *weights[:3])
+    back = chip.gate_back(g, x, c, s, *shares, *weights[:3])
     return (a, m, c, maxima, mean), back

@@ -16,7 +16,7 @@ import pytest
 import torch
 from coverage import Coverage
 
-from cbam_edu import fused_chip, fused_trial, fused_triton
+from cbam_edu.fused import chip, gpu, trial
 
 HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") is not None
@@ -50,14 +50,14 @@ def other_machine(monkeypatch):
 
     def pretend(capability=(9, 0), triton=True):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(fused_triton, "available", lambda: triton)
-        monkeypatch.setattr(fused_trial, "check", lambda device: None)
+        monkeypatch.setattr(gpu, "available", lambda: triton)
+        monkeypatch.setattr(trial, "check", lambda device: None)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     return pretend
 
 
-reaches = fused_triton.reaches.__wrapped__  # asked anew each time
+reaches = gpu.reaches.__wrapped__  # asked anew each time
 CUDA = torch.device("cuda", 0)
 
 
@@ -84,18 +84,18 @@ def test_a_gpu_where_triton_cannot_compile_is_named_once(other_machine, monkeypa
         raise RuntimeError("Failed to find C compiler.")
 
     other_machine()
-    monkeypatch.setattr(fused_trial, "check", check)
+    monkeypatch.setattr(trial, "check", check)
     with pytest.warns(UserWarning, match=r"plain form on cuda:0, .*Failed to find C compiler\.$"):
         assert not reaches(CUDA)
 
 
 def test_triton_is_found_where_it_is_installed():
-    assert fused_triton.available() == TRITON
+    assert gpu.available() == TRITON
 
 
 def test_without_triton_the_file_is_imported_all_the_same(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    spec = importlib.util.spec_from_file_location("a_copy", fused_triton.__file__)
+    spec = importlib.util.spec_from_file_location("a_copy", gpu.__file__)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     assert not copy.serves(torch.randn(2, 3, 4, 4))
@@ -134,36 +134,36 @@ def compiled(kernel, arguments, options, capability):
 
 def all_compiled(monkeypatch, x, capability):
     """Call all functions with x; return by kernel what a GPU's compiler makes of the launches."""
-    from cbam_edu import fused_chip_kernels, fused_kernels
+    from cbam_edu.fused import chip_kernels, kernels
 
-    found, kernels = {}, vars(fused_kernels) | vars(fused_chip_kernels)
+    found, known = {}, vars(kernels) | vars(chip_kernels)
 
     class Recorder:
-        tl = fused_kernels.tl
+        tl = kernels.tl
 
         def __getattr__(self, name):
             def launch(*arguments, **options):
                 variant = name, options.get("JOIN")
-                found[variant] = compiled(kernels[name], arguments, options, capability)
+                found[variant] = compiled(known[name], arguments, options, capability)
 
             return defaultdict(lambda: launch)  # whatever the grid
 
-    monkeypatch.setattr(fused_triton, "kernels", Recorder)
-    monkeypatch.setattr(fused_chip, "kernels", Recorder)
+    monkeypatch.setattr(gpu, "kernels", Recorder)
+    monkeypatch.setattr(chip, "kernels", Recorder)
     (n, channels, height, width), wide = x.shape, torch.promote_types(x.dtype, torch.float32)
     c, m = torch.empty(n, channels, 1, 1, dtype=wide), torch.empty(n, channels, dtype=wide)
     s = torch.empty(n, 1, height, width, dtype=wide)
-    fused_triton.pool(x)
-    fused_triton.squeeze(x, c)
-    fused_triton.scale(x, c, s)
-    fused_triton.scale(x, c, s, x)
-    fused_triton.gate_grads(x, x, c, s)
-    fused_triton.residual_grads(x, x, x, c, s)
-    fused_triton.map_grads(x, c, s, s, s, m)
-    fused_triton.input_grad(x, x, c, s, s, s, s, m, m, m)
+    gpu.pool(x)
+    gpu.squeeze(x, c)
+    gpu.scale(x, c, s)
+    gpu.scale(x, c, s, x)
+    gpu.gate_grads(x, x, c, s)
+    gpu.residual_grads(x, x, x, c, s)
+    gpu.map_grads(x, c, s, s, s, m)
+    gpu.input_grad(x, x, c, s, s, s, s, m, m, m)
     w1, b1, w2 = (torch.empty(size, dtype=wide) for size in [(4, channels), (4,), (channels, 4)])
-    fused_chip.gate_both(x, w1, b1, w2, m[0])
-    fused_chip.gate_back(x, x, c, s, s, s, s, c, m, m, w1, b1, w2)
+    chip.gate_both(x, w1, b1, w2, m[0])
+    chip.gate_back(x, x, c, s, s, s, s, c, m, m, w1, b1, w2)
     return found
 
 

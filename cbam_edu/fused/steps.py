@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cbam_edu import fused_chip, fused_triton
+from cbam_edu.fused import chip, gpu
 
 
 class Backend(Protocol):
@@ -131,7 +131,7 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        a, m, c, *maps = fused_chip.gate_both(x, *weights)
+        a, m, c, *maps = chip.gate_both(x, *weights)
         z = torch.cat(maps, 1)
         ctx.call = call
         ctx.save_for_backward(a, m, c, z, x, *weights)
@@ -144,7 +144,7 @@ class _Gates(torch.autograd.Function):
         if v.is_plain() or not x.requires_grad:
             return None, *_by_autograd(_gates, inputs, (dc, dz))
         maps = v.g, x, c, v.s, z[:, :1], dz[:, :1], dz[:, 1:]
-        grads = fused_chip.gate_back(*maps, dc, a, m, *weights[:3])
+        grads = chip.gate_back(*maps, dc, a, m, *weights[:3])
         del v.g
         return None, *grads
 
@@ -179,7 +179,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, c: Tensor, s: Tensor, r: Tensor) -> Tensor:
-        out = fused_triton.scale(x, c, s, r)
+        out = gpu.scale(x, c, s, r)
         ctx.call = call
         ctx.save_for_backward(x, c, s, out)
         return out
@@ -190,7 +190,7 @@ class _Join(torch.autograd.Function):
         if v.is_plain():
             dr = torch.where(out.detach() <= 0, 0, g)
             return None, *_by_autograd(_scale, [x, c, s], dr), dr
-        dr, ds, dc = fused_triton.residual_grads(g, out, x, c, s)
+        dr, ds, dc = gpu.residual_grads(g, out, x, c, s)
         v.keep(dr, x, c, s)
         return None, None, dc.view_as(c), ds, dr
 

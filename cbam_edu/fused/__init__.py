@@ -17,11 +17,11 @@ as `torch.amax` does; t_p is how many channels attain max_k y, and n_k how many 
     dx   = c dy + da / (H W) + [x = m] dm / n
 
 What is small (the descriptors a, m, z and their gates) is left to the module's own layers and to
-autograd. What is as large as x is done by a backend's six functions (`fused_steps.Backend`), and
+autograd. What is as large as x is done by a backend's six functions (`steps.Backend`), and
 nothing of that size but x is kept. Descriptors and gates are float32 at least.
 
 Where an image and the MLP are small enough for a GPU's chip, a, m, c and z are found in one step,
-and so are dc, the MLP's gradients and dx (`fused_chip`). Where a residual block's addition and ReLU
+and so are dc, the MLP's gradients and dx (`chip`). Where a residual block's addition and ReLU
 follow, a GPU does them together with the product y s (`refine_and_add`). What comes before CBAM
 there, BatchNorm, is not drawn in: to train, it needs a pass of its own over x, for its statistics.
 """
@@ -33,12 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam_edu import attention, fused_blocks, fused_chip, fused_steps, fused_triton
+from cbam_edu import attention
 from cbam_edu.attention import GATES, ChannelAttention, SpatialAttention
-from cbam_edu.fused_convolution import convolve
-from cbam_edu.fused_steps import Backend, Call, dense
+from cbam_edu.fused import blocks, chip, gpu, steps
+from cbam_edu.fused.convolution import convolve
+from cbam_edu.fused.steps import Backend, Call, dense
 
-BACKENDS: list[Backend] = [fused_blocks, fused_triton]  # the first that serves x is taken
+BACKENDS: list[Backend] = [blocks, gpu]  # the first that serves x is taken
 SMALLEST = 2**17  # values of a map on a CPU; below, the plain form's fewer calls take less time
 
 
@@ -90,15 +91,15 @@ def _backend(x: Tensor) -> Backend | None:
 
 
 def _weights_on_chip(channel: ChannelAttention, x: Tensor) -> list[Tensor]:
-    """Return the MLP's w1, b1, w2, b2 where `fused_chip` takes it and x; otherwise nothing."""
-    if _backend(x) is not fused_triton or sorted(channel.pooling) != ["avg", "max"]:
+    """Return the MLP's w1, b1, w2, b2 where `chip` takes it and x; otherwise nothing."""
+    if _backend(x) is not gpu or sorted(channel.pooling) != ["avg", "max"]:
         return []
     layers: list[Any] = [*channel.mixer]
     kinds = [type(layer) for layer in layers]
     if kinds != [nn.Linear, nn.ReLU, nn.Linear] or channel.gate != "sigmoid":
         return []
     first, _, last = layers
-    if not fused_chip.fits(x, first.weight, last.weight):
+    if not chip.fits(x, first.weight, last.weight):
         return []
     pairs = ((layer.weight, layer.bias) for layer in (first, last))
     return [v for w, b in pairs for v in (w, w.new_zeros(len(w)) if b is None else b)]
@@ -146,15 +147,15 @@ def refine(module: attention.CBAM, x: Tensor, residual: Tensor | None = None) ->
     call = Call(backend)
     with torch.autocast(x.device.type, enabled=False):
         if weights := _weights_on_chip(module.channel, x):
-            c, z = fused_steps.gates(call, x, *weights)
+            c, z = steps.gates(call, x, *weights)
         else:
-            a, m = fused_steps.pool(call, x)
+            a, m = steps.pool(call, x)
             c = _channel_map(module.channel, a, m)
-            z = fused_steps.squeeze(call, x, c, m.detach())
+            z = steps.squeeze(call, x, c, m.detach())
         s = _spatial_map(module.spatial, z)
         if residual is None:
-            return fused_steps.scale(call, x, c, s)
-        return fused_steps.join(call, x, c, s, residual)
+            return steps.scale(call, x, c, s)
+        return steps.join(call, x, c, s, residual)
 
 
 def refine_and_add(module: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
@@ -230,7 +231,7 @@ def _watched(module: nn.Module) -> bool:
 
 def _joins(module: CBAM, x: Tensor, residual: Tensor) -> bool:
     """Whether `refine` takes a residual, too: on a GPU, where nobody waits for the sum's parts."""
-    if not _is_plain(x) or _backend(x) is not fused_triton or not supports(module, x):
+    if not _is_plain(x) or _backend(x) is not gpu or not supports(module, x):
         return False
     one, other = ((type(t), t.layout, t.shape, t.dtype, t.device) for t in (x, residual))
     return one == other and not _watched(module) and not nn.modules.module._has_any_global_hook()

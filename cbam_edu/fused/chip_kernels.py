@@ -1,6 +1,6 @@
-"""The Triton kernels for an image that stays on the chip; `cbam_edu.fused_chip` launches them.
+"""The Triton kernels for an image that stays on the chip; `cbam_edu.fused.chip` launches them.
 
-They are built as those of `cbam_edu.fused_kernels` are. One program has an image, and reads it
+They are built as those of `cbam_edu.fused.kernels` are. One program has an image, and reads it
 again while it is in the cache. What other threads of the program have stored may be read after a
 barrier.
 """
@@ -10,7 +10,7 @@ barrier.
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-from cbam_edu.fused_kernels import aligned, inside, larger
+from cbam_edu.fused.kernels import aligned, inside, larger
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""CBAM's passes over big maps as Triton kernels; `cbam_edu.fused_triton` launches them.
+"""CBAM's passes over big maps as Triton kernels; `cbam_edu.fused.gpu` launches them.
 
 Triton is a language inside Python: a kernel says what one program does with one tile, and runs as
 many programs at once as the grid has. Importing this file needs the package `triton`.
