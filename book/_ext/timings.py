@@ -59,9 +59,11 @@ def _spread(record: Record) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def layer_rows(way: str, mode: str) -> tuple[list[str], list[list[str]], list[Record]]:
+def layer_rows(
+    way: str, mode: str, name: str = "layers"
+) -> tuple[list[str], list[list[str]], list[Record]]:
     """Return headings and rows of one layer's times, by shape; and the records they are of."""
-    records = [r for r in read("layers") if (r["way"], r["mode"]) == (way, mode)]
+    records = [r for r in read(name) if (r["way"], r["mode"]) == (way, mode)]
     arms = [name for name in NAMES if any(r["implementation"] == name for r in records)]
     rows = []
     for shape, by_arm in _groups(records):
@@ -150,7 +152,8 @@ class LayerTimes(_Times):
 
     def rows(self) -> tuple[list[str], list[list[str]], list[Record]]:
         """Return the rows of that way and mode."""
-        return layer_rows(self.options["way"], self.options["mode"])
+        options = self.options
+        return layer_rows(options["way"], options["mode"], options.get("file", "layers"))
 
 
 def _directive(made: Any) -> type[_Times]:
