@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cbam_edu import create_model, measure, train
 from cbam_edu.data import Augmentation, Batches, ImageSet, batches
@@ -168,6 +166,12 @@ def test_evaluate_measures_accuracy_and_loss_and_leaves_the_mode():
     assert not model.training
     with pytest.raises(ValueError, match="toy has no images"):
         evaluate(model, data.subset(torch.tensor([], dtype=torch.int64)))
+
+
+def test_a_cpu_measures_fewer_images_at_a_time():
+    for device, size in (("cpu", 125), ("meta", 500)):
+        assert measure.evaluation_batches(toy(), torch.device(device)).batch_size == size
+        assert measure.evaluation_batches(toy(), torch.device(device), 7).batch_size == 7
 
 
 @pytest.mark.parametrize(
@@ -548,60 +552,42 @@ def test_wrong_recipes_are_told(change, message):
         Recipe(**change)
 
 
-class EndOfEpochError(Exception):
-    """All steps are done, and the sums are about to be read."""
+# What waits for a GPU: a number is read, or a result's shape hangs on numbers, or a tensor is made
+# of numbers on the CPU (torch.tensor), to be sent over.
+aten = torch.ops.aten
+WAITING = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.lift_fresh.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.unique_consecutive.default,
+    aten._unique2.default,
+}
 
 
-class Transfers(TorchDispatchMode):
-    """Counts what comes to a device from numbers or from another device; each may wait for it."""
-
+class Waits(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        made = operator is torch.ops.aten.lift_fresh.default  # torch.tensor
-        result = None
-        if operator is not torch.ops.aten._fused_sgd_.default:  # it has no form without numbers
-            result = operator(*args, **(kwargs or {}))
-        devices = {t.device for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)}
-        self.count += made or len(devices) > 1
-        return result
+        self.count += operator in WAITING
+        return operator(*args, **(kwargs or {}))
 
 
-def transfers_on_a_gpu(monkeypatch, recipe, images):
-    """Run an epoch on a GPU that is not there: tensors have shapes and devices, but no numbers.
-
-    Whatever would read a number, and so wait for the GPU, raises. Autograd has no thread for such
-    a GPU, so gradients are filled in by hand.
-    """
-
-    def end(_):
-        raise EndOfEpochError
-
-    def backward(self):
-        for group in run.optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = torch.empty_like(p)
-
-    monkeypatch.setattr(torch.Tensor, "backward", backward)
+def waits(monkeypatch, recipe, images):
+    """Count them in an epoch on so many images, and in measuring on as many."""
     monkeypatch.setattr(batches, "BLOCK", 32)
-    for room in (train, measure):
-        monkeypatch.setattr(room, "all_sum", end)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda"):
-            model = network()
-        run = train._Run(model, toy(images), recipe, torch.device("cuda"))
-        test = measure.evaluation_batches(toy(images), torch.device("cuda"), 16)
-        with Transfers() as transfers:
-            with pytest.raises(EndOfEpochError):
-                run.epoch(progress=False)
-            with pytest.raises(EndOfEpochError):
-                measure.measure(run.evaluated, test, recipe.precision)
-    return transfers.count
+    run = train._Run(network(), toy(images), recipe, torch.device("cpu"))
+    test = measure.evaluation_batches(toy(images), torch.device("cpu"), 16)
+    with Waits() as counted:
+        run.epoch(progress=False)
+        measure.measure(run.evaluated, test, recipe.precision)
+    return counted.count
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # in deepcopy
 @pytest.mark.parametrize(
     "changes",
     [
@@ -609,12 +595,13 @@ def transfers_on_a_gpu(monkeypatch, recipe, images):
         {"optimizer": "adamw", "schedule": "cosine"},
         {"crop": 1, "flip": True, "cutout": 2, "channels_last": True},
         {"mixup": 0.2, "ema": 0.9, "label_smoothing": 0.1},
+        {"precision": "float16", "ema": 0.9},
     ],
     ids=str,
 )
-def test_no_step_waits_for_a_gpu(monkeypatch, changes):
-    few, many = (transfers_on_a_gpu(monkeypatch, but(**changes), n) for n in (32, 96))
-    assert few == many > 0  # those with which an epoch begins
+def test_no_step_waits_for_the_device(monkeypatch, changes):
+    few, many = (waits(monkeypatch, but(**changes), images) for images in (32, 96))
+    assert few == many > 0  # those of an epoch: its order and chances, its loss and rights
 
 
 def test_the_test_above_sees_what_waits(monkeypatch):
@@ -627,27 +614,10 @@ def test_the_test_above_sees_what_waits(monkeypatch):
         loss, logits = step(self, *args)
         return loss if loss.item() > 0 else -loss, logits
 
-    monkeypatch.setattr(train._Run, "step", sending)
-    few, many = (transfers_on_a_gpu(monkeypatch, PLAIN, n) for n in (32, 64))
-    assert many - few == 2 * 2  # two more steps: a number is made, and multiplied
-    monkeypatch.setattr(train._Run, "step", reading)
-    with pytest.raises(DataDependentOutputException):
-        transfers_on_a_gpu(monkeypatch, PLAIN, 32)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_the_scaler_of_float16_reads_no_number_either(precision):
-    class Readings(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-            self.count += operator is torch.ops.aten._local_scalar_dense.default
-            return operator(*args, **(kwargs or {}))
-
-    run = train._Run(network(), toy(), but(precision=precision, ema=0.9), torch.device("cpu"))
-    with Readings() as readings:
-        run.epoch(progress=False)
-    assert readings.count == 2  # at the end of an epoch: its loss, and how many were right
+    for mutant in (sending, reading):
+        monkeypatch.setattr(train._Run, "step", mutant)
+        few, many = (waits(monkeypatch, PLAIN, images) for images in (32, 96))
+        assert many - few == 4  # steps more
 
 
 def test_the_optimizer_is_sgd_in_one_pass_in_every_memory_format():
