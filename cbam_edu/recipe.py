@@ -117,12 +117,12 @@ class Recipe:
 
 RECIPES = {
     "default": Recipe(),
-    # For ResNet-9 with CBAM on CIFAR-10, on one GPU. What D. Page, "How to train your ResNet 8: bag
-    # of tricks" (2019, https://github.com/davidcpage/cifar10-fast), trains this network with, once
-    # labels are smoothed: a mean of 94.2 % after 25 epochs, n = 50, without attention, and in
-    # float16. Changed: BatchNorm's weights have no decay; the type is bfloat16, which needs no
-    # scaled loss; and there are 16 epochs, because CBAM and the compiler are to be judged by
-    # seconds. NOT YET RUN ON A GPU: whether 16 are enough for 94 % is not known.
+    # For ResNet-9 with CBAM on CIFAR-10, on one GPU. D. Page, "How to Train Your ResNet 8: Bag of
+    # Tricks" (2019, https://github.com/davidcpage/cifar10-fast, bag_of_tricks.ipynb), trains his
+    # plain ResNet-9 like this once labels are smoothed: a mean of 94.2 % after 25 epochs, n = 50.
+    # Ours has no decay on BatchNorm's weights, bfloat16 for float16, and 16 epochs, for by his rule
+    # of a tenth of a point an epoch CBAM has to make up for the rest. NOT YET RUN ON A GPU. His
+    # network divides its logits by 8, and these rates rely on it.
     "speed": Recipe(
         epochs=16,
         batch_size=512,
