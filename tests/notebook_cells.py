@@ -17,6 +17,7 @@ CHAPTERS = (
     "03_channel_attention",
     "04_spatial_attention",
     "05_cbam",
+    "11_cost",
 )
 PRELUDE = """\
 import torch

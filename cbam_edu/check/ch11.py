@@ -1,0 +1,368 @@
+"""Judges of chapter 11, "What does it cost?"."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cbam_edu
+from cbam_edu import attention
+from cbam_edu.benchmark import kept_bytes
+from cbam_edu.check.mistakes import known
+from cbam_edu.check.verdict import Wrong, close, judge
+
+# ---- What answers are made of
+
+
+def _number(what: str, value: object) -> float:
+    if value is None or value is ...:
+        raise NotImplementedError
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
+    return float(value)
+
+
+def _near(value: float, wanted: float, tolerance: float = 1e-3) -> bool:
+    return abs(value - wanted) <= tolerance * abs(wanted)
+
+
+def _several(value: Any, what: list[str]) -> list[Any]:
+    """Return the answer's parts, one for each of `what`."""
+    if value is None or value is ...:
+        raise NotImplementedError
+    if not isinstance(value, tuple | list) or len(value) != len(what):
+        raise Wrong(f"Return {', '.join(what[:-1])} and {what[-1]}, in this order.")
+    return list(value)
+
+
+# ---- 11.1
+
+
+@judge
+def bytes_moved(answer: Callable[[int, int, int, int, int], Any]) -> None:
+    """Judge `answer(n, c, h, w, size)`: bytes of BatchNorm and ReLU, apart and in one loop."""
+    for n, c, h, w, size in ((1, 1, 1, 1, 4), (64, 64, 32, 32, 4), (3, 16, 7, 5, 2)):
+        parts = _several(answer(n, c, h, w, size), ["the bytes apart", "the bytes together"])
+        apart, together = (_number("each of the two", part) for part in parts)
+        one = n * c * h * w * size
+        if (apart, together) == (3 * one, 5 * one):
+            raise Wrong("The two numbers are swapped: apart moves more than together.")
+        for value, passes, what in ((apart, 5, "apart"), (together, 3, "together")):
+            if value == passes * one:
+                continue
+            found = value / one
+            why = {
+                passes / size: "These are values, not bytes: each has `size` bytes.",
+                passes - 1: "One pass is missing. Training reads x twice: a mean and a variance "
+                "must be known before the first value can be normalised.",
+                passes - 2: "Passes are missing. BatchNorm reads x twice and writes once; has "
+                "everything that is read and written been counted?",
+                passes + 1: "One pass too many. ReLU reads one map and writes one; in one loop it "
+                "finds its value in a register.",
+            }.get(found, f"That is {found:.4g} passes over the map.")
+            raise Wrong(f"{value:,.0f} bytes {what}, for {(n, c, h, w)} of {size} bytes? {why}")
+
+
+# ---- 11.2
+
+
+def _scale_grads(g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dc = (g * x * s).sum((2, 3), keepdim=True)
+    return g * (1 + c * s), dc, (g * x * c).sum(1, keepdim=True)
+
+
+@judge
+def scale_backward(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> None:
+    """Judge `answer(g, x, c, s)`: the gradients dx, dc, ds of out = x (1 + c s)."""
+    for seed, (n, c, h, w) in enumerate(((1, 2, 2, 3), (3, 5, 4, 2))):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = (n, c, h, w), (n, c, h, w), (n, c, 1, 1), (n, 1, h, w)
+        g, x, c_, s = (torch.randn(v, generator=generator, dtype=torch.float64) for v in shapes)
+        dx, dc, ds = _several(answer(g, x, c_, s), ["dx", "dc", "ds"])
+        right = _scale_grads(g, x, c_, s)
+        known(
+            dx,
+            {
+                "dx = g c s is the gradient of x c s. Here the map itself is added as well.": g
+                * c_
+                * s,
+                "This dx lacks g, the gradient that comes from above.": 1 + c_ * s,
+            },
+        )
+        known(
+            dc,
+            {
+                "dc lacks s: along the path through c, s is a factor.": (g * x).sum(
+                    (2, 3), keepdim=True
+                ),
+                "dc lacks g, the gradient that comes from above.": (x * s).sum(
+                    (2, 3), keepdim=True
+                ),
+                "dc is averaged over the places. Each place adds its share: take the sum.": (
+                    right[1] / (h * w)
+                ),
+                "dc has not been summed: c is one number for all places of a channel, and each "
+                "place adds its share.": g * x * s,
+            },
+        )
+        known(
+            ds,
+            {
+                "ds lacks c: along the path through s, c is a factor.": (g * x).sum(
+                    1, keepdim=True
+                ),
+                "ds is averaged over the channels. Each channel adds its share: take the sum.": (
+                    right[2] / c
+                ),
+                "ds has not been summed: s is one number for all channels of a place.": g * x * c_,
+            },
+        )
+        for value, wanted, name in zip((dx, dc, ds), right, ("dx", "dc", "ds"), strict=True):
+            close(value, wanted, name, "Compare it with torch.autograd.grad.")
+
+
+# ---- 11.3
+
+
+class Machine:
+    """A machine that never was, with a device beside it: its times are the same for everybody.
+
+    `task` hands work to the device and returns at once; the first two calls also compile, which
+    keeps the caller. `wait` returns when the device has finished. `clock` tells the seconds.
+
+    Parameters
+    ----------
+    seed : int
+        Of the seconds that each call's work takes.
+    """
+
+    LAUNCH, COMPILE, WARM_UP = 0.001, 100.0, 2
+
+    def __init__(self, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        work = 1 + torch.rand(1000, generator=generator, dtype=torch.float64)
+        work[5::7] *= 20  # somebody else wants the machine
+        self.work: list[float] = work.tolist()
+        self.now, self.free, self.calls = 0.0, 0.0, 0
+
+    def task(self) -> None:
+        """Hand the next piece of work to the device."""
+        self.now += self.LAUNCH + self.COMPILE * (self.calls < self.WARM_UP)
+        self.free = max(self.free, self.now) + self.work[self.calls]
+        self.calls += 1
+
+    def wait(self) -> None:
+        """Return when the device has finished all its work."""
+        self.now = max(self.now, self.free)
+
+    def clock(self) -> float:
+        """Return the seconds since the machine was there."""
+        return self.now
+
+
+Stopwatch = Callable[[Callable[[], None], Callable[[], None], Callable[[], float], int], float]
+
+
+def _stopwatch(
+    of: Callable[[list[float]], float] = statistics.median,
+    warm_up: int = Machine.WARM_UP,
+    before: bool = True,
+    after: bool = True,
+) -> Stopwatch:
+    """Return a stopwatch; every change of the defaults is a mistake."""
+
+    def seconds(
+        task: Callable[[], None],
+        wait: Callable[[], None],
+        clock: Callable[[], float],
+        rounds: int,
+    ) -> float:
+        for _ in range(warm_up):
+            task()
+        times = []
+        for _ in range(rounds):
+            if before:
+                wait()
+            start = clock()
+            task()
+            if after:
+                wait()
+            times.append(clock() - start)
+        return of(times)
+
+    return seconds
+
+
+STOPWATCHES: dict[str, Stopwatch] = {
+    "It stops the clock while the device still works: it measures how long it takes to hand the "
+    "work over. Wait before the clock is read.": _stopwatch(after=False),
+    "The work of the warm-up was still running when the clock started. Wait before the first "
+    "reading, too.": _stopwatch(before=False),
+    "The warm-up counts: two of the calls compiled. Call the task twice before you measure.": (
+        _stopwatch(warm_up=0)
+    ),
+    "One call is no warm-up here: the second one compiles as well.": _stopwatch(warm_up=1),
+    "This is the mean. A few calls were disturbed by others and pull it up; take the median.": (
+        _stopwatch(of=statistics.fmean)
+    ),
+    "This is the mean, and it has the warm-up in it. Warm up first, then take the median.": (
+        _stopwatch(of=statistics.fmean, warm_up=0)
+    ),
+    "All three bugs are still there: it does not warm up, does not wait for the device, and takes "
+    "the mean.": _stopwatch(of=statistics.fmean, warm_up=0, before=False, after=False),
+    "This is the fastest call. It tells what luck can do; the median is what one gets.": (
+        _stopwatch(of=min)
+    ),
+    "This is the time of all calls together. Take the median of single calls.": _stopwatch(of=sum),
+}
+
+
+@judge
+def stopwatch(answer: Stopwatch) -> None:
+    """Judge `answer(task, wait, clock, rounds)`: the median seconds of a call, fairly measured."""
+    runs = ((0, 5), (1, 8), (2, 11), (3, 20))
+    machines = {run: Machine(run[0]) for run in runs}
+    values = {run: _number("The time", _measured(answer, m, run[1])) for run, m in machines.items()}
+    for why, wrong in STOPWATCHES.items():
+        if all(_near(values[run], _measured(wrong, Machine(run[0]), run[1])) for run in runs):
+            raise Wrong(why)
+    for (seed, rounds), machine in machines.items():
+        if machine.calls != rounds + Machine.WARM_UP:
+            raise Wrong(
+                f"The task was called {machine.calls} times; it should be "
+                f"{rounds + Machine.WARM_UP}: twice to warm up, then rounds={rounds} times."
+            )
+        value, right = values[seed, rounds], _measured(_stopwatch(), Machine(seed), rounds)
+        if not _near(value, right, 1e-6):
+            raise Wrong(
+                f"It says {value:.4g} s; the median of the {rounds} calls is {right:.4g} s. Is "
+                "each call timed alone, from a device at rest until the device has finished?"
+            )
+
+
+def _measured(stopwatch: Stopwatch, machine: Machine, rounds: int) -> float:
+    return stopwatch(machine.task, machine.wait, machine.clock, rounds)
+
+
+# ---- 11.4
+
+
+@judge
+def tie_gradients(answer: Mapping[str, Any]) -> None:
+    """Judge the predicted gradients through a maximum over channels that ties."""
+    names = ["amax", "sums by max(dim=0)"]
+    if not isinstance(answer, Mapping) or set(answer) != set(names):
+        raise Wrong(f"Give a dict with an answer for each of {', '.join(map(repr, names))}.")
+    if any(value is ... or value is None for value in answer.values()):
+        raise NotImplementedError
+    y = torch.tensor([[3.0, 1.0, 3.0], [3.0, 2.0, 3.0]], requires_grad=True)
+    above = torch.tensor([6.0, 4.0, 2.0])
+    (shared,) = torch.autograd.grad(y.amax(0), y, above)
+    given, sums = (torch.as_tensor(answer[name], dtype=torch.float32) for name in names)
+    known(
+        given,
+        {
+            "This hands each tied channel the whole gradient, so more goes down than came from "
+            "above. Those that tie share it.": (y == y.amax(0)).float() * above,
+            "This gives all to the first that ties, as max(dim=0) may do. amax is fair: those that "
+            "tie share.": torch.tensor([[6.0, 0.0, 2.0], [0.0, 4.0, 0.0]]),
+            "This gives all to the last that ties. amax is fair: those that tie share.": (
+                torch.tensor([[0.0, 0.0, 0.0], [6.0, 4.0, 2.0]])
+            ),
+            "This is the gradient of a mean: half to each. A maximum gives nothing to those below "
+            "it: look at place 1.": (above / 2).expand(2, 3),
+            "These are the shares. Multiply them by the gradient from above.": shared / above,
+        },
+    )
+    close(given, shared, "'amax'")
+    if not torch.equal(sums.flatten(), above):
+        raise Wrong(
+            f"'sums by max(dim=0)' is not {sums.tolist()}. Whoever wins a tie, the column as a "
+            "whole gets what came from above."
+        )
+
+
+# ---- 11.5
+
+
+@judge
+def limit(answer: Callable[..., Any]) -> None:
+    """Judge `answer(seconds, passes, map_bytes, flops, bandwidth, rate)`: what is reached, and why.
+
+    Right is the bytes moved a second, and "memory" or "arithmetic" where the larger of the two
+    least times is at least half of the time measured; otherwise "neither".
+    """
+    cases = {
+        "memory": (0.010, 10, 16e6, 1e8, 20e9, 100e9),
+        "arithmetic": (0.060, 2, 16e6, 4.8e9, 20e9, 100e9),
+        "neither": (0.065, 10, 16e6, 1e8, 20e9, 100e9),
+    }
+    many = {
+        "memory": [(0.002, 3, 8e6, 5e7, 20e9, 100e9), (0.1, 40, 32e6, 4e9, 15e9, 80e9)],
+        "arithmetic": [(0.3, 6, 64e6, 2.5e10, 20e9, 100e9), (0.02, 30, 8e6, 2e9, 20e9, 100e9)],
+        "neither": [(0.0005, 8, 16e3, 3e4, 20e9, 100e9), (0.5, 3, 16e6, 1e10, 20e9, 100e9)],
+    }
+    for verdict, case in cases.items():
+        for seconds, passes, size, flops, bandwidth, rate in (case, *many[verdict]):
+            parts = _several(
+                answer(seconds, passes, size, flops, bandwidth, rate),
+                ["the bytes a second", "what limits"],
+            )
+            reached, wanted = _number("The bytes a second", parts[0]), passes * size / seconds
+            if _near(reached, size / seconds) and passes != 1:
+                raise Wrong("Every pass moves the map once more: the passes are missing.")
+            if _near(reached, seconds / (passes * size)):
+                raise Wrong("These are seconds a byte. Turn the fraction round.")
+            if _near(reached, wanted / 1e9):
+                raise Wrong("These are gigabytes a second. Return bytes a second.")
+            if not _near(reached, wanted):
+                raise Wrong(
+                    f"{passes} passes over {size:,.0f} bytes in {seconds:g} s are not {reached:.4g}"
+                    " bytes a second."
+                )
+            if parts[1] not in cases:
+                names = ", ".join(map(repr, cases))
+                raise Wrong(f"What limits is one of {names}; {parts[1]!r} is none of them.")
+            if parts[1] != verdict:
+                least = passes * size / bandwidth, flops / rate
+                raise Wrong(
+                    f"Not {parts[1]!r}: memory alone would take {1e3 * least[0]:.3g} ms, "
+                    f"arithmetic alone {1e3 * least[1]:.3g} ms, and it took {1e3 * seconds:.3g} ms."
+                )
+
+
+# ---- 11.6
+
+
+@judge
+def kept_maps(answer: Callable[[nn.Module, Tensor], Any]) -> None:
+    """Judge `answer(module, x)`: how many maps of the size of x are kept for the backward pass."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 32, 32, requires_grad=True)
+    modules = {
+        "nn.Tanh": nn.Tanh(),
+        "nn.Conv2d": nn.Conv2d(64, 64, 3, padding=1),
+        "the plain CBAM": attention.CBAM(64),
+        "the fused CBAM": cbam_edu.CBAM(64),
+    }
+    for name, module in modules.items():
+        value = _number("The number of maps", answer(module, x))
+        weights = list(module.parameters())
+        kept = kept_bytes(lambda module=module: module(x), weights)  # type: ignore[misc]
+        with_weights = kept_bytes(lambda module=module: module(x), [])  # type: ignore[misc]
+        if value == 0:
+            raise Wrong("It found nothing kept. Is the forward pass run with gradients on?")
+        if _near(value, kept):
+            raise Wrong("These are bytes. Divide by the bytes of x.")
+        if _near(value, kept / x.numel()):
+            raise Wrong("These are bytes for each value of x. A value has more than one byte.")
+        if _near(value, with_weights / x.nbytes) and not _near(with_weights, kept):
+            raise Wrong(
+                f"For {name}, the weights are in it. They are there in any case: leave them out."
+            )
+        if not _near(value, kept / x.nbytes, 0.02):
+            raise Wrong(f"{name} does not keep {value:.3g} maps, but {kept / x.nbytes:.3g}.")

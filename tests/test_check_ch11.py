@@ -1,0 +1,286 @@
+"""The judges of chapter 11 accept what is right, and name the usual mistakes."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cbam_edu.benchmark import kept_bytes
+from cbam_edu.check import ch11
+from notebook_cells import NOTEBOOKS, exercises, refuses
+
+EXERCISES = exercises(NOTEBOOKS / "11_cost.ipynb")
+
+
+def accepts(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
+    assert judge(answer)
+    assert capsys.readouterr().out == "✓ Right.\n"
+
+
+def waits(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
+    assert not judge(answer)
+    assert capsys.readouterr().out.startswith("○ Not answered yet")
+
+
+def test_there_are_six_exercises() -> None:
+    assert len(EXERCISES) == 6
+
+
+# 11.1
+
+
+def passes(apart: float, together: float) -> Callable[..., tuple[float, float]]:
+    return lambda n, c, h, w, size: (
+        apart * n * c * h * w * size,
+        together * n * c * h * w * size,
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (passes(4, 3), "One pass is missing"),
+        (passes(3, 3), "Passes are missing"),
+        (passes(5, 2), "One pass is missing"),
+        (passes(5, 1), "Passes are missing"),
+        (passes(6, 3), "One pass too many"),
+        (passes(5, 4), "One pass too many"),
+        (passes(3, 5), "The two numbers are swapped"),
+        (passes(5, 7), "That is 7 passes over the map"),
+        (lambda n, c, h, w, size: (5 * n * c * h * w, 3 * n * c * h * w), "values, not bytes"),
+        (lambda n, c, h, w, size: 5 * n * c * h * w * size, "Return the bytes apart and"),
+        (lambda n, c, h, w, size: ("5", "3"), "must be a number, but is a str"),
+    ],
+)
+def test_bytes_moved_names_the_mistake(
+    answer: Callable[..., Any], reason: str, capsys: Any
+) -> None:
+    refuses(ch11.bytes_moved, answer, reason, capsys)
+
+
+def test_bytes_moved_takes_floats_and_lists(capsys: Any) -> None:
+    accepts(ch11.bytes_moved, lambda *shape: list(passes(5.0, 3.0)(*shape)), capsys)
+    waits(ch11.bytes_moved, lambda *shape: None, capsys)
+    waits(ch11.bytes_moved, lambda *shape: (20, ...), capsys)
+
+
+# 11.2
+
+
+def changed(
+    dx: Any = None, dc: Any = None, ds: Any = None
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return the right gradients, but for those that are given as functions."""
+
+    def answer(g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        right = ch11._scale_grads(g, x, c, s)
+        wrong = (f and f(g, x, c, s) for f in (dx, dc, ds))
+        return tuple(r if w is None else w for r, w in zip(right, wrong, strict=True))
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (changed(dx=lambda g, x, c, s: g * c * s), "Here the map itself is added as well"),
+        (changed(dx=lambda g, x, c, s: 1 + c * s), "This dx lacks g"),
+        (changed(dc=lambda g, x, c, s: (g * x).sum((2, 3), keepdim=True)), "dc lacks s"),
+        (changed(dc=lambda g, x, c, s: (x * s).sum((2, 3), keepdim=True)), "dc lacks g"),
+        (changed(dc=lambda g, x, c, s: (g * x * s).mean((2, 3), True)), "dc is averaged"),
+        (changed(dc=lambda g, x, c, s: g * x * s), "dc has not been summed"),
+        (changed(ds=lambda g, x, c, s: (g * x).sum(1, keepdim=True)), "ds lacks c"),
+        (changed(ds=lambda g, x, c, s: (g * x * c).mean(1, True)), "ds is averaged"),
+        (changed(ds=lambda g, x, c, s: g * x * c), "ds has not been summed"),
+        (changed(dc=lambda g, x, c, s: (g * x * s).sum((2, 3))), "dc has shape (1, 2)"),
+        (changed(ds=lambda g, x, c, s: -(g * x * c).sum(1, True)), "torch.autograd.grad"),
+        (lambda g, x, c, s: g, "Return dx, dc and ds"),
+    ],
+)
+def test_scale_backward_names_the_mistake(
+    answer: Callable[..., Any], reason: str, capsys: Any
+) -> None:
+    refuses(ch11.scale_backward, answer, reason, capsys)
+
+
+def test_scale_backward_takes_autograds_answer(capsys: Any) -> None:
+    def by_autograd(g: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        x, c, s = leaves = [t.requires_grad_() for t in inputs]
+        return torch.autograd.grad(x * (1 + c * s), leaves, g)
+
+    accepts(ch11.scale_backward, by_autograd, capsys)
+    waits(ch11.scale_backward, lambda g, x, c, s: (..., ..., ...), capsys)
+
+
+# 11.3
+
+
+def colleague(task: Any, wait: Any, clock: Any, rounds: int) -> float:
+    start = clock()
+    for _ in range(rounds):
+        task()
+    return float((clock() - start) / rounds)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(wrong, why) for why, wrong in ch11.STOPWATCHES.items()]
+)
+def test_stopwatch_knows_its_mistakes(answer: ch11.Stopwatch, reason: str, capsys: Any) -> None:
+    refuses(ch11.stopwatch, answer, reason, capsys)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (colleague, "All three bugs are still there"),
+        (ch11._stopwatch(of=max), "the median of the 5 calls is"),
+        (ch11._stopwatch(of=max, warm_up=5), "The task was called 10 times"),
+        (lambda *arguments: 1.0, "The task was called 0 times"),
+        (lambda *arguments: 1e3 * ch11._stopwatch()(*arguments), "the median of the 5 calls is"),
+        (lambda *arguments: "fast", "must be a number, but is a str"),
+        (ch11._stopwatch(warm_up=3), "The task was called 8 times"),
+    ],
+)
+def test_stopwatch_refuses_what_is_not_asked(
+    answer: ch11.Stopwatch, reason: str, capsys: Any
+) -> None:
+    refuses(ch11.stopwatch, answer, reason, capsys)
+
+
+def test_stopwatch_takes_other_spellings(capsys: Any) -> None:
+    def waits_once_more(task: Any, wait: Any, clock: Any, rounds: int) -> float:
+        times = []
+        for _ in range(2 + rounds):  # the warm-up is measured as well, and left out
+            wait()
+            start = clock()
+            task()
+            wait()
+            times.append(clock() - start)
+        return float(torch.tensor(times[2:], dtype=torch.float64).quantile(0.5))
+
+    accepts(ch11.stopwatch, waits_once_more, capsys)
+    waits(ch11.stopwatch, lambda *arguments: None, capsys)
+
+
+def test_the_machine_works_on_its_own() -> None:
+    machine = ch11.Machine(0)
+    machine.task()
+    assert machine.clock() == pytest.approx(100.001)  # compiled, and handed over
+    machine.wait()
+    assert machine.clock() == pytest.approx(100.001 + machine.work[0])
+    assert statistics.fmean(machine.work) > 1.5 * statistics.median(machine.work)
+    assert ch11.Machine(0).work == machine.work != ch11.Machine(1).work
+
+
+# 11.4
+
+
+TIES = {"amax": [[3, 0, 1], [3, 4, 1]], "sums by max(dim=0)": [6, 4, 2]}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"amax": [[6, 0, 2], [6, 4, 2]]}, "hands each tied channel the whole gradient"),
+        ({"amax": [[6, 0, 2], [0, 4, 0]]}, "all to the first that ties"),
+        ({"amax": [[0, 0, 0], [6, 4, 2]]}, "all to the last that ties"),
+        ({"amax": [[3, 2, 1], [3, 2, 1]]}, "the gradient of a mean"),
+        ({"amax": [[0.5, 0, 0.5], [0.5, 1, 0.5]]}, "These are the shares"),
+        ({"amax": [[3, 4, 1], [3, 0, 1]]}, "'amax'[0, 1] is 4; it should be 0"),
+        ({"amax": [3, 0, 1]}, "has shape (3,)"),
+        ({"sums by max(dim=0)": [3, 4, 1]}, "the column as a whole"),
+        ({"sum": 1}, "an answer for each of"),
+    ],
+)
+def test_tie_gradients_says_why(change: dict[str, Any], reason: str, capsys: Any) -> None:
+    refuses(ch11.tie_gradients, TIES | change, reason, capsys)
+
+
+def test_tie_gradients_takes_tensors_and_waits(capsys: Any) -> None:
+    accepts(ch11.tie_gradients, {k: torch.tensor(v) for k, v in TIES.items()}, capsys)
+    waits(ch11.tie_gradients, TIES | {"amax": ...}, capsys)
+
+
+# 11.5
+
+
+def reading(
+    reached: Callable[..., float] | None = None, verdict: Callable[[float, float, float], str] = str
+) -> Callable[..., tuple[float, str]]:
+    """Return an answer; `verdict` sees the seconds, and those of memory and arithmetic alone."""
+
+    def answer(
+        seconds: float, passes: int, size: float, flops: float, bandwidth: float, rate: float
+    ) -> tuple[float, str]:
+        moved = passes * size
+        value = moved / seconds if reached is None else reached(seconds, passes, size)
+        return value, verdict(seconds, moved / bandwidth, flops / rate)
+
+    return answer
+
+
+def right(seconds: float, memory: float, arithmetic: float) -> str:
+    if max(memory, arithmetic) < seconds / 2:
+        return "neither"
+    return "memory" if memory >= arithmetic else "arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (reading(lambda t, n, b: b / t, right), "the passes are missing"),
+        (reading(lambda t, n, b: t / (n * b), right), "seconds a byte"),
+        (reading(lambda t, n, b: n * b / t / 1e9, right), "gigabytes a second"),
+        (reading(lambda t, n, b: n * b, right), "are not 1.6e+08 bytes a second"),
+        (reading(None, lambda t, m, a: "memory" if m > a else "arithmetic"), "it took 65 ms"),
+        (reading(None, lambda t, m, a: "memory"), "Not 'memory'"),
+        (reading(None, lambda t, m, a: "neither"), "Not 'neither'"),
+        (reading(None, lambda t, m, a: "memory" if m > t / 2 else "neither"), "Not 'neither'"),
+        (reading(None, lambda t, m, a: "the cache"), "'the cache' is none of them"),
+        (lambda *measured: 1.0, "Return the bytes a second and what limits"),
+    ],
+)
+def test_limit_names_the_mistake(answer: Callable[..., Any], reason: str, capsys: Any) -> None:
+    refuses(ch11.limit, answer, reason, capsys)
+
+
+def test_limit_takes_what_is_right_and_waits(capsys: Any) -> None:
+    accepts(ch11.limit, reading(None, right), capsys)
+    waits(ch11.limit, lambda *measured: None, capsys)
+
+
+# 11.6
+
+
+def kept(module: nn.Module, x: Tensor, weights: bool = False) -> int:
+    return kept_bytes(lambda: module(x), [] if weights else list(module.parameters()))
+
+
+def without_gradients(module: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return kept(module, x) / x.nbytes
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda module, x: kept(module, x), "These are bytes. Divide"),
+        (lambda module, x: kept(module, x) / x.numel(), "bytes for each value"),
+        (lambda module, x: kept(module, x, weights=True) / x.nbytes, "the weights are in it"),
+        (without_gradients, "with gradients on"),
+        (lambda module, x: 1.0, "the plain CBAM does not keep 1 maps"),
+        (lambda module, x: "two", "must be a number, but is a str"),
+    ],
+)
+def test_kept_maps_names_the_mistake(
+    answer: Callable[[nn.Module, Tensor], Any], reason: str, capsys: Any
+) -> None:
+    refuses(ch11.kept_maps, answer, reason, capsys)
+
+
+def test_kept_maps_takes_what_is_right_and_waits(capsys: Any) -> None:
+    accepts(ch11.kept_maps, lambda module, x: torch.tensor(kept(module, x) / x.nbytes), capsys)
+    waits(ch11.kept_maps, lambda module, x: None, capsys)
