@@ -36,7 +36,7 @@ def check_positive(name: str, value: object, odd: bool = False) -> None:
 
 
 def check_input(x: Tensor, channels: int | None = None) -> None:
-    if x.ndim != 4 or 0 in x.shape[1:] or channels not in (None, x.shape[1]):
+    if x.ndim != 4 or any(n == 0 for n in x.shape[1:]) or x.shape[1] != (channels or x.shape[1]):
         wanted = f"(N, {channels or 'C'}, H, W)"
         raise ValueError(f"expected an input of shape {wanted}, got {tuple(x.shape)}")
     if not x.is_floating_point():

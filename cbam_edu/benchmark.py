@@ -67,7 +67,7 @@ def _timm(channels: int) -> nn.Module:
     try:
         from timm.layers.cbam import CbamModule
     except ImportError as error:
-        raise ImportError("to be measured beside timm, install it: pip install timm") from error
+        raise ValueError("timm is not here; pip install timm, or choose other names") from error
     return CbamModule(channels)
 
 

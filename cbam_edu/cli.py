@@ -259,6 +259,8 @@ def _shape(text: str) -> tuple[int, int, int, int]:
     if len(numbers) != 4 or 0 in numbers:
         raise ValueError(f"a shape is N x C x H x W, such as 64x64x32x32; got {text!r}")
     n, c, h, w = numbers
+    if n * c * h * w > 2**40:
+        raise ValueError(f"{text} is a map of more than {2**40:,} values; choose a smaller one")
     return n, c, h, w
 
 
@@ -271,8 +273,12 @@ def benchmark(args: argparse.Namespace) -> None:
     """
     from cbam_edu.benchmark import WAYS, compare, compare_networks  # torch's Timer takes a second
 
-    check_positive("rounds", args.rounds)
+    if args.rounds < 2:
+        raise ValueError(f"rounds must be 2 or more, to tell a spread; got {args.rounds}")
     check_positive("batch", args.batch)
+    if args.out:
+        with explained("write", args.out), open(args.out, "a", encoding="utf-8"):
+            pass  # before anything is measured
     check_name("precision", args.precision, list(PRECISIONS))
     device = choose_device(args.device)
     options: dict[str, typing.Any] = {

@@ -816,3 +816,12 @@ def test_input_that_is_not_floating_point(dtype):
     for module in (CBAM(8), ChannelAttention(8), SpatialAttention()):
         with pytest.raises(TypeError, match=f"floating-point input, got {dtype}; convert it"):
             module(torch.zeros(2, 8, 4, 4, dtype=dtype))
+
+
+def test_compiled_for_all_sizes_at_once():
+    for channels in (8, 16):
+        module = CBAM(channels).eval()
+        compiled = torch.compile(module, backend="eager", fullgraph=True, dynamic=True)
+        for shape in ((3, channels, 9, 17), (2, channels, 5, 6)):
+            x = torch.randn(shape)
+            assert torch.equal(compiled(x), module(x))

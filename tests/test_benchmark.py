@@ -1,6 +1,7 @@
 """The stopwatch: what it times computes what it should, and what it counts is right by hand."""
 
 import json
+import sys
 from itertools import groupby
 
 import pytest
@@ -128,6 +129,14 @@ def test_networks_are_timed_beside_the_one_without():
     assert "times_none" not in alone
 
 
+def test_without_timm_the_others_can_be_timed(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "timm.layers.cbam", None)
+    words = ["benchmark", "--device", "cpu", "--shape", "1x4x2x2", "--rounds", "2"]
+    assert main(words) == 2
+    assert "pip install timm, or choose other names" in capsys.readouterr().err
+    assert main([*words, "--names", "fused"]) == 0
+
+
 def test_an_unknown_implementation_is_told():
     with pytest.raises(ValueError, match="unknown implementation 'tim'; did you mean timm"):
         compare((1, 1, 1, 1), names=["tim"])
@@ -167,7 +176,8 @@ def test_the_command_times_networks(tmp_path, capsys):
         (["--names", "tim"], "unknown implementation 'tim'; did you mean timm"),
         (["--model", "resnet21"], "unknown model 'resnet21'; did you mean resnet32 or resnet20"),
         (["--model", "resnet20", "--batch", "0"], "batch must be a positive integer, got 0"),
-        (["--rounds", "0"], "rounds must be a positive integer, got 0"),
+        (["--rounds", "1"], "rounds must be 2 or more, to tell a spread; got 1"),
+        (["--shape", f"{10**20}x1x1x1"], "is a map of more than 1,099,511,627,776 values"),
         (["--precision", "float8"], "unknown precision 'float8'; did you mean float"),
         (["--out", "none/lines.jsonl", "--shape", "1x4x2x2", "--rounds", "2"], "cannot write none"),
     ],

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cbam_edu import fused
 from cbam_edu.attention import CBAM
 from cbam_edu.fused import blocks
+from cbam_edu.fused import steps as fused_steps
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 MAPS = {
@@ -300,6 +302,59 @@ def test_a_layer_used_twice_and_a_graph_walked_twice():
         out.backward()
 
 
+def test_many_gradients_at_once():
+    module, x = cbam().eval(), feature_map((2, 6, 3, 4)).requires_grad_()
+    plain = copy.deepcopy(module)
+    several = torch.stack([feature_map((2, 6, 3, 4), kind) for kind in ("normal", "relu")])
+    found = [
+        torch.autograd.grad(call(x), x, several, is_grads_batched=True)[0]
+        for call in (lambda x: run_fused(module, x), plain)
+    ]
+    assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_two_backward_passes_at_once_are_told_and_none_is_wrong():
+    module, x = cbam(), feature_map((4, 6, 16, 16)).requires_grad_()
+    out = run_fused(module, x)
+    losses = [out.sin().sum(), out.cos().sum()]
+    wanted = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
+
+    def passes(i: int) -> list[str]:
+        told = []
+        for _ in range(30):
+            try:
+                (found,) = torch.autograd.grad(losses[i], x, retain_graph=True)
+            except RuntimeError as error:
+                told.append(str(error))
+                continue
+            assert torch.equal(found, wanted[i])
+        return told
+
+    with ThreadPoolExecutor(2) as pool:
+        told = [text for texts in pool.map(passes, range(2)) for text in texts]
+    assert all("let them come one after the other" in text for text in told)
+
+
+def test_two_backward_passes_at_once_by_hand():
+    call = fused_steps.Call(blocks)
+    call.leave("scale", torch.ones(1))
+    assert call.take("scale")[0] == 1
+    with pytest.raises(RuntimeError, match="two backward passes"):
+        call.take("scale")
+    call.left["scale"] = 7, (torch.ones(1),)  # another pass's
+    with pytest.raises(RuntimeError, match="two backward passes"):
+        call.take("scale")
+
+
+def test_an_input_detached_after_the_forward_pass_is_told_by_torch():
+    module, x = cbam(), feature_map().requires_grad_()
+    h = x * 1
+    out = run_fused(module, h)
+    h.detach_()
+    out.sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
 def test_an_input_that_was_overwritten_is_noticed():
     x = feature_map().requires_grad_()
     y = x * 1
@@ -483,6 +538,46 @@ def test_watched_or_replaced_gates_are_left_to_the_plain_form():
     assert not supports(lambda m: parametrizations.weight_norm(m.spatial.conv))
     assert not supports(lambda m: m.spatial.register_module("conv", nn.Identity()))
     assert not supports(lambda m: m.channel.half())
+    assert not supports(lambda m: vars(m.spatial).update(forward=print))
+    assert not supports(lambda m: m.register_module("channel", nn.Identity()))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        {"padding_mode": "reflect"},
+        {"dilation": 2, "padding": 6},
+        {"bias": True},
+        {"kernel_size": (1, 7), "padding": (0, 3)},
+        {"kernel_size": 4, "padding": "same"},
+    ],
+    ids=str,
+)
+def test_another_convolution_is_the_plain_forms(conv):
+    module, x = cbam(), feature_map()
+    settings = {"kernel_size": 7, "padding": 3, "bias": False} | conv
+    module.spatial.conv = nn.Conv2d(2, 1, **settings).double()
+    assert not fused.supports(module, x)
+
+
+@pytest.mark.parametrize("name", ["norm", "spectral", "none"])
+def test_another_mixer_is_the_plain_forms(name):
+    module, x = cbam(), feature_map()
+    first, relu, last = module.channel.mixer
+    if name == "norm":  # it would see both poolings at once
+        layers = [first, nn.BatchNorm1d(3).double(), relu, last]
+    elif name == "spectral":  # it takes a step each time it is called
+        layers = [parametrizations.spectral_norm(first), relu, last]
+    else:
+        layers = [nn.Identity()]
+    module.channel.mixer = nn.Sequential(*layers)
+    assert not fused.supports(module, x)
+
+
+def test_a_hook_on_all_modules_sees_the_plain_form():
+    with nn.modules.module.register_module_forward_hook(lambda *_: None):
+        assert not fused.supports(cbam(), feature_map())
+    assert fused.supports(cbam(), feature_map())
 
 
 @pytest.mark.filterwarnings(
@@ -506,7 +601,33 @@ def test_transformations_are_left_to_the_plain_form():
     assert fused.supports(module, x)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("norm", [True, False])
+def test_compiled_to_train_its_convolution_is_the_fused_ones(norm, memory_format):
+    torch.compiler.reset()
+    module, x = cbam(norm=norm), feature_map((2, 6, 5, 17), memory_format=memory_format)
+    plain, ours = copy.deepcopy(module), fused.CBAM(6, 2, norm=norm).double()
+    ours.load_state_dict(module.state_dict())
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    out, grads = gradients(ours, compiled, x)
+    expected, expected_grads = gradients(plain, plain, x)
+    assert_close(out, expected)
+    for name, grad in grads.items():
+        assert_close(grad, expected_grads[name], msg=lambda m, n=name: f"{n}: {m}")
+    graphs: list[torch.fx.GraphModule] = []
+
+    def look(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch.compile(ours, backend=look, fullgraph=True)(x)
+    torch.compile(plain, backend=look, fullgraph=True)(x)
+    convolved = ["autograd_function_apply" in str(g.graph) for g in graphs]
+    assert convolved == [True, False]
+
+
 def test_compiled_and_exported_it_is_the_plain_form():
+    torch.compiler.reset()  # it compiles no class more than 8 times
     module, x = chosen().eval(), feature_map(dtype=torch.float32)
     expected = cbam(dtype=torch.float32).eval()(x)
     compiled = torch.compile(module, backend="eager", fullgraph=True)

@@ -13,6 +13,7 @@ import costs
 import diagram
 import offline
 import records
+import timings
 from notebook_cells import CHAPTERS, ROOT
 
 CONFIG = address.config()
@@ -180,3 +181,53 @@ def test_what_the_page_of_costs_says_in_words():
     assert counters["ptflops, pytorch backend"] > counters["ptflops, pytorch backend, modules only"]
     strided = counters['this book, stride_on="3x3"']
     assert counters["this book, torchvision's resnet50"] == strided > ours
+
+
+SHAPES = ["64 x 64 x 32 x 32", "64 x 256 x 14 x 14", "16 x 256 x 56 x 56"]
+
+
+def test_the_page_of_times_has_what_was_recorded():
+    for way in ("eager", "compiled"):
+        for mode in ("training", "forward"):
+            headings, rows, made_of = timings.layer_rows(way, mode)
+            layouts = ("contiguous", "channels last")
+            assert [row[0] for row in rows] == [f"{s}, {f}" for f in layouts for s in SHAPES]
+            assert len(made_of) == len(rows) * (len(headings) - 2)
+            first = {r["implementation"]: r["milliseconds"] for r in made_of[:5]}
+            assert float(rows[0][-1]) == pytest.approx(first["timm"] / first["fused"], abs=0.006)
+    assert len(timings.network_rows()[1]) == 12
+    assert {row[0] for row in timings.growth_rows()[1]} == {"N", "C", "H W"}
+
+
+def recorded(name="layers", **wanted):
+    """Return the medians of what was recorded, by map and implementation."""
+    return {
+        (*r["shape"], r["channels_last"], r["implementation"]): r["milliseconds"]
+        for r in timings.read(name)
+        if all(r[key] == value for key, value in wanted.items())
+    }
+
+
+def ratios(times, other):
+    """Return how many times as long as the fused form another takes, by map."""
+    maps = dict.fromkeys(key[:-1] for key in times)
+    return {key: times[*key, other] / times[*key, "fused"] for key in maps}
+
+
+def test_what_the_page_of_times_says_in_words():
+    training = recorded(way="eager", mode="training")
+    forward = recorded(way="eager", mode="forward")
+    for other in ("plain", "timm", "authors", "common"):
+        assert min(ratios(training, other).values()) > 1.2
+    assert min(ratios(forward, "timm").values()) > 1
+    kept = {r["kept_maps"] for r in timings.read("layers") if r["implementation"] == "fused"
+            and r["mode"] == "training" and r["way"] == "eager"}  # fmt: skip
+    assert max(kept) < 1.15
+    largest = {key: v for key, v in ratios(training, "timm").items() if key[1:3] == (256, 56)}
+    assert min(largest.values()) > max(
+        v for key, v in ratios(training, "timm").items() if key[1:3] == (256, 14)
+    )  # its advantage is largest where maps are large
+    reused = ratios(recorded("reused", way="eager", mode="training"), "timm")
+    assert all(reused[key] < largest[key] for key in largest)
+    compiled = ratios(recorded(way="compiled", mode="training"), "timm")
+    assert all(0.7 < ratio < 1.4 for ratio in compiled.values())  # "as fast as timm's"

@@ -80,6 +80,8 @@ class CBAM(attention.CBAM):
                 return refine(self, x)
             if not torch.is_grad_enabled():
                 return _in_place(self, x)
+        if self.fused and torch.compiler.is_dynamo_compiling() and _compiles(self, x):
+            return _for_a_compiler(self, x)
         return super().forward(x)
 
 
@@ -134,6 +136,29 @@ def _in_place(module: attention.CBAM, x: Tensor) -> Tensor:
     return y.mul_(module.spatial(y))
 
 
+def _compiles(module: attention.CBAM, x: Tensor) -> bool:
+    """Whether `_for_a_compiler` takes the input: to train, on a CPU, with the gates as made."""
+    if not module.training or module.order != "channel-spatial" or x.device.type != "cpu":
+        return False
+    attention.check_input(x, module.channels)
+    spatial = module.spatial
+    return (
+        type(spatial) is SpatialAttention
+        and type(spatial.conv) is nn.Conv2d
+        and _is_usual(spatial.conv)
+    )
+
+
+def _for_a_compiler(module: attention.CBAM, x: Tensor) -> Tensor:
+    """Return what the plain form returns, by its operations but for the convolution.
+
+    A compiler fuses them by itself; but it leaves the convolution's slow gradient as it is.
+    """
+    y = x * module.channel(x)
+    z = torch.cat([y.amax(1, keepdim=True), y.mean(1, keepdim=True)], 1)
+    return y * _spatial_map(module.spatial, z)
+
+
 def refine(module: attention.CBAM, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """Return what the plain form returns: (N, C, H, W) float -> the same shape.
 
@@ -186,7 +211,7 @@ def supports(module: attention.CBAM, x: Tensor) -> bool:
     """
     if not _is_plain(x) or x.ndim != 4 or not x.is_floating_point():
         return False
-    if module.order != "channel-spatial" or not {"avg", "max"}.issuperset(module.channel.pooling):
+    if module.order != "channel-spatial" or nn.modules.module._has_any_global_hook():
         return False
     if x.shape[1] != module.channels or 0 in x.shape[1:] or _backend(x) is None:
         return False
@@ -212,8 +237,13 @@ def _is_plain(x: Tensor) -> bool:
 def _as_made(module: attention.CBAM, kind: tuple[torch.dtype, torch.device]) -> bool:
     """Whether the gates are the ones of the paper, with all parameters of `kind`, and unwatched."""
     channel, spatial = module.channel, module.spatial
-    gates = type(channel), type(spatial), type(channel.mixer), type(spatial.conv)
-    if gates != (ChannelAttention, SpatialAttention, nn.Sequential, nn.Conv2d):
+    if (type(channel), type(spatial)) != (ChannelAttention, SpatialAttention):
+        return False
+    if (type(channel.mixer), type(spatial.conv)) != (nn.Sequential, nn.Conv2d):
+        return False
+    if not {"avg", "max"}.issuperset(channel.pooling) or not _is_usual(spatial.conv):
+        return False
+    if [type(layer) for layer in channel.mixer] not in _MIXERS:
         return False
     layers = [*channel.mixer, spatial.conv, *([] if spatial.norm is None else [spatial.norm])]
     parameters = (p for layer in layers for p in layer.parameters(recurse=False))
@@ -222,11 +252,23 @@ def _as_made(module: attention.CBAM, kind: tuple[torch.dtype, torch.device]) -> 
     return not any(map(_watched, (channel, channel.mixer, spatial, *layers)))
 
 
+# Layers that treat each row by itself, so that both poolings can go through them at once.
+_MIXERS = [nn.Linear, nn.ReLU, nn.Linear], [nn.Unflatten, nn.Conv1d, nn.Flatten]
+
+
+def _is_usual(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is one that its weight says all about."""
+    k = conv.kernel_size[0]
+    made = conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups
+    usual = (k, k), (k // 2, k // 2), (1, 1), (1, 1), 1
+    return k % 2 == 1 and made == usual and conv.bias is None and conv.padding_mode == "zeros"
+
+
 def _watched(module: nn.Module) -> bool:
-    """Whether somebody looks at what a module itself takes and returns."""
+    """Whether somebody looks at what a module itself takes and returns, or has changed it."""
     m = module
     hooks = m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
-    return any(hooks)
+    return any(hooks) or "forward" in vars(m)
 
 
 def _joins(module: CBAM, x: Tensor, residual: Tensor) -> bool:
@@ -234,4 +276,4 @@ def _joins(module: CBAM, x: Tensor, residual: Tensor) -> bool:
     if not _is_plain(x) or _backend(x) is not gpu or not supports(module, x):
         return False
     one, other = ((type(t), t.layout, t.shape, t.dtype, t.device) for t in (x, residual))
-    return one == other and not _watched(module) and not nn.modules.module._has_any_global_hook()
+    return one == other and not _watched(module)

@@ -50,29 +50,39 @@ class Backend(Protocol):
 
 
 class Call:
-    """One forward pass, and what its backward passes leave for the last."""
+    """One forward pass, and what the steps of its backward pass leave for the last."""
 
     by_autograd = False  # once a graph of the gradients was wanted, steps may come without others
-    g: Tensor
-    c: Tensor
-    s: Tensor
-    maxima: Tensor
-    dmax: Tensor  # divided by t
-    dmean: Tensor  # divided by C
-    n: Tensor
 
     def __init__(self, backend: Backend):
         self.backend = backend
+        self.left: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
 
-    def is_plain(self) -> bool:
+    def is_plain(self, g: Tensor) -> bool:
         """Whether each step's gradients are to be found by autograd, from the step's formula."""
         self.by_autograd |= torch.is_grad_enabled()
-        return self.by_autograd
+        several = torch._C._functorch.is_legacy_batchedtensor(g)  # `is_grads_batched`
+        return self.by_autograd or several or torch._C._are_functorch_transforms_active()
 
-    def keep(self, g: Tensor, x: Tensor, c: Tensor, s: Tensor) -> None:
-        """Leave the gradient of x c s, and its factors, for the backward pass that finds dx."""
-        if x.requires_grad:
-            self.g, self.c, self.s = g, c.detach(), s.detach()
+    def leave(self, step: str, *found: Tensor) -> None:
+        """Leave what a step found, for the last step of the same backward pass."""
+        self.left[step] = torch._C._current_graph_task_id(), found
+
+    def take(self, step: str) -> tuple[Tensor, ...]:
+        """Return what a step of this backward pass left.
+
+        Raises
+        ------
+        RuntimeError
+            If another backward pass went through the same graph meanwhile.
+        """
+        task, found = self.left.pop(step, (None, ()))
+        if task != torch._C._current_graph_task_id():
+            raise RuntimeError(
+                "two backward passes went through the graph of one CBAM at the same time; let them "
+                "come one after the other, or make it with CBAM(..., fused=False)"
+            )
+        return found
 
 
 def dense(t: Tensor, x: Tensor) -> Tensor:
@@ -97,12 +107,11 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, da: Tensor, dm: Tensor) -> tuple[Tensor | None, ...]:
         (x, m), v = ctx.saved_tensors, ctx.call
-        if v.is_plain():
+        if v.is_plain(da):
             return None, *_by_autograd(_pool, [x], (da, dm))
-        shares = v.dmax, v.dmean, m, dm / v.n, da / (x.shape[2] * x.shape[3])
-        dx = v.backend.input_grad(v.g, x, v.c, v.s, v.maxima, *shares)
-        del v.g
-        return None, dx
+        (g, c, s), (maxima, dmax, dmean, n) = v.take("scale"), v.take("squeeze")
+        shares = dmax, dmean, m, dm / n, da / (x.shape[2] * x.shape[3])
+        return None, v.backend.input_grad(g, x, c, s, maxima, *shares)
 
 
 class _Squeeze(torch.autograd.Function):
@@ -118,11 +127,12 @@ class _Squeeze(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         (x, c, m, z), v = ctx.saved_tensors, ctx.call
-        if v.is_plain():
+        if v.is_plain(dz):
             return None, *_by_autograd(_squeeze, [x, c], dz), None
-        v.maxima, dmax, dmean = z.detach()[:, :1], dz[:, :1], dz[:, 1:]
-        dc, ties, v.n = v.backend.map_grads(x, c, v.maxima, dmax, dmean, m)
-        v.dmax, v.dmean = dmax / ties, dmean / x.shape[1]
+        maxima, dmax, dmean = z.detach()[:, :1], dz[:, :1], dz[:, 1:]
+        dc, ties, n = v.backend.map_grads(x, c, maxima, dmax, dmean, m)
+        if ctx.needs_input_grad[1]:
+            v.leave("squeeze", maxima, dmax / ties, dmean / x.shape[1], n)
         return None, None, dc.view_as(c), None
 
 
@@ -141,12 +151,11 @@ class _Gates(torch.autograd.Function):
     def backward(ctx: Any, dc: Tensor, dz: Tensor) -> tuple[Tensor | None, ...]:
         (a, m, c, z, *inputs), v = ctx.saved_tensors, ctx.call
         x, *weights = inputs
-        if v.is_plain() or not x.requires_grad:
+        if v.is_plain(dz) or not ctx.needs_input_grad[1]:
             return None, *_by_autograd(_gates, inputs, (dc, dz))
-        maps = v.g, x, c, v.s, z[:, :1], dz[:, :1], dz[:, 1:]
-        grads = chip.gate_back(*maps, dc, a, m, *weights[:3])
-        del v.g
-        return None, *grads
+        g, _, s = v.take("scale")
+        maps = g, x, c, s, z[:, :1], dz[:, :1], dz[:, 1:]
+        return None, *chip.gate_back(*maps, dc, a, m, *weights[:3])
 
 
 pool, squeeze, gates = _Pool.apply, _Squeeze.apply, _Gates.apply
@@ -166,10 +175,11 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x, c, s), v = ctx.saved_tensors, ctx.call
-        if v.is_plain():
+        if v.is_plain(g):
             return None, *_by_autograd(_scale, [x, c, s], g)
         g = dense(g, x)
-        v.keep(g, x, c, s)
+        if ctx.needs_input_grad[1]:
+            v.leave("scale", g, c.detach(), s.detach())
         ds, dc = v.backend.gate_grads(g, x, c, s)
         return None, None, dc.view_as(c), ds
 
@@ -187,11 +197,12 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x, c, s, out), v = ctx.saved_tensors, ctx.call
-        if v.is_plain():
+        if v.is_plain(g):
             dr = torch.where(out.detach() <= 0, 0, g)
             return None, *_by_autograd(_scale, [x, c, s], dr), dr
         dr, ds, dc = gpu.residual_grads(g, out, x, c, s)
-        v.keep(dr, x, c, s)
+        if ctx.needs_input_grad[1]:
+            v.leave("scale", dr, c.detach(), s.detach())
         return None, None, dc.view_as(c), ds, dr
 
 
