@@ -52,7 +52,8 @@ class CBAM(attention.CBAM):
         As in `cbam_edu.attention.CBAM`, the plain form, whose parameters and results it has.
     fused : bool
         Whether to take the hand-derived backward pass and the fused kernels of this module where
-        `supports` and the size of the map allow; otherwise, the plain form.
+        `supports` and the size of the map allow; otherwise, the plain form. A compiler gets the
+        plain operations, to fuse by itself, with the convolution of this package.
     """
 
     def __init__(
@@ -137,10 +138,16 @@ def _in_place(module: attention.CBAM, x: Tensor) -> Tensor:
 
 
 def _compiles(module: attention.CBAM, x: Tensor) -> bool:
-    """Whether `_for_a_compiler` takes the input: to train, on a CPU, with the gates as made."""
+    """Whether `_for_a_compiler` takes x: to train, on a CPU, with the gates as made.
+
+    And in channels_last alone: with contiguous maps, torch 2.11 writes one more map for it, and is
+    slower than with the plain convolution.
+    """
     if not module.training or module.order != "channel-spatial" or x.device.type != "cpu":
         return False
     attention.check_input(x, module.channels)
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
     spatial = module.spatial
     return (
         type(spatial) is SpatialAttention
