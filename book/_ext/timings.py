@@ -105,11 +105,9 @@ def growth_rows() -> tuple[list[str], list[list[str]], list[Record]]:
     sizes = {tuple(r["shape"]): r for r in records}
     rows = []
     for shape, after in sizes.items():
-        for what, half in {
-            "N": (shape[0] // 2, *shape[1:]),
-            "C": (shape[0], shape[1] // 2, *shape[2:]),
-            "H W": (*shape[:2], shape[2] // 2, shape[3]),
-        }.items():
+        n, c, h, w = shape
+        halves = {"N": (n // 2, c, h, w), "C": (n, c // 2, h, w)}
+        for what, half in [*halves.items(), ("H W", (n, c, h // 2, w)), ("H W", (n, c, h, w // 2))]:
             before = sizes.get(half)
             if before is None or math.prod(half) * 2 != math.prod(shape):
                 continue
