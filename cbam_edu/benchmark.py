@@ -255,7 +255,7 @@ def compare_networks(
     Parameters
     ----------
     name : str
-        One of `cbam_edu.list_models`.
+        One of `cbam_edu.models.list_models`.
     names : sequence of {"none", "plain", "fused", "timm", "authors", "common"}
         Whose CBAM the network has; "none" for the network without.
     ways, device, rounds

@@ -74,7 +74,7 @@ def gradients(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
 def pass_eagerly(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Run forward and backward, check shapes and numbers; return logits and gradients."""
     maps = model.forward_features(images)
-    logits = model.head(model.pool(maps[-1]))
+    logits = model.forward_head(maps[-1])
     wanted = expected_maps(model, *images.shape[2:])
     assert [tuple(m.shape[2:]) for m in maps] == wanted, f"maps {[m.shape for m in maps]}"
     assert {len(m) for m in maps} == {2}

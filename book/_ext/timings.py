@@ -38,7 +38,7 @@ def machine(records: Sequence[Record]) -> str:
     """Say where and how often it was measured; all of a table must be of one machine."""
     (device,) = {record["device"] for record in records}
     (version,) = {record["torch"] for record in records}
-    (rounds,) = {record["rounds"] for record in records}
+    rounds = " or ".join(map(str, sorted({record["rounds"] for record in records})))
     return f"{device}, torch {version}, float32; medians of n = {rounds} in turns, milliseconds."
 
 
@@ -141,11 +141,12 @@ class _Times(SphinxDirective):
 
 
 class LayerTimes(_Times):
-    """Times of one layer: ``:way: eager`` or compiled, ``:mode: training`` or forward."""
+    """Times of one layer: ``:way:`` eager or compiled, ``:mode:`` training or forward."""
 
     option_spec: ClassVar = {
         "way": directives.unchanged_required,
         "mode": directives.unchanged_required,
+        "file": directives.unchanged_required,
     }
 
     def rows(self) -> tuple[list[str], list[list[str]], list[Record]]:

@@ -167,10 +167,10 @@ class ResNet9(Staged):
         """Take each channel's maximum, as the original does."""
         return x.amax((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits, an eighth of the head's as in the original: (N, 3, H, W) -> (N, classes).
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Return logits, an eighth of the head's as in the original: (N, C, H, W) -> (N, classes).
 
         He's weights make them large here, and undivided they do not train at its learning rate.
         """
-        out = super().forward(x)
+        out = super().forward_head(x)
         return out if isinstance(self.head, nn.Identity) else out / 8

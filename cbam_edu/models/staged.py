@@ -66,6 +66,10 @@ class Staged(nn.Module):
             maps.append(stage(maps[-1]))
         return maps[1:]
 
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Return logits from the last stage's map: (N, C, H, W) float -> (N, num_classes)."""
+        return self.head(self.pool(x))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits: (N, 3, H, W) float -> (N, num_classes)."""
-        return self.head(self.pool(self.forward_features(x)[-1]))
+        return self.forward_head(self.forward_features(x)[-1])
