@@ -18,9 +18,9 @@ import tables
 
 SPEED = Path(__file__).resolve().parents[1] / "results" / "speed"
 NAMES = {
-    "fused": "cbam_edu, fused",
-    "plain": "cbam_edu, plain",
+    "fused": "fused",
     "timm": "timm",
+    "plain": "plain",
     "authors": "authors' formula",
     "common": "common copies",
     "none": "no attention",
@@ -68,8 +68,8 @@ def layer_rows(
     rows = []
     for shape, by_arm in _groups(records):
         ratio = by_arm["timm"]["milliseconds"] / by_arm["fused"]["milliseconds"]
-        rows.append([shape, *(_spread(by_arm[arm]) for arm in arms), f"{ratio:.2f}"])
-    return ["map", *(NAMES[arm] for arm in arms), "timm / fused"], rows, records
+        rows.append([shape, f"{ratio:.2f}", *(_spread(by_arm[arm]) for arm in arms)])
+    return ["map", "timm / fused", *(NAMES[arm] for arm in arms)], rows, records
 
 
 def memory_rows() -> tuple[list[str], list[list[str]], list[Record]]:
