@@ -219,7 +219,13 @@ def test_what_the_page_of_times_says_in_words():
     forward = recorded(way="eager", mode="forward")
     for other in ("plain", "timm", "authors", "common"):
         assert min(ratios(training, other).values()) > 1.2
-    assert min(ratios(forward, "timm").values()) > 0.95  # no slower, but for noise
+    spread = {
+        (*r["shape"], r["channels_last"], r["implementation"]): (r["low"], r["high"])
+        for r in timings.read("layers")
+        if (r["way"], r["mode"]) == ("eager", "forward")
+    }
+    for key, ratio in ratios(forward, "timm").items():  # no slower, to within the noise
+        assert ratio > 1 or spread[*key, "fused"][0] < spread[*key, "timm"][1]
     kept = {r["kept_maps"] for r in timings.read("layers") if r["implementation"] == "fused"
             and r["mode"] == "training" and r["way"] == "eager"}  # fmt: skip
     assert max(kept) < 1.15
@@ -230,4 +236,4 @@ def test_what_the_page_of_times_says_in_words():
     reused = ratios(recorded("reused", way="eager", mode="training"), "timm")
     assert all(reused[key] < largest[key] for key in largest)
     compiled = ratios(recorded(way="compiled", mode="training"), "timm")
-    assert all(0.7 < ratio < 1.4 for ratio in compiled.values())  # "as fast as timm's"
+    assert all(0.85 < ratio < 1.3 for ratio in compiled.values())  # "as fast as timm's"
