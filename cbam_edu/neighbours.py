@@ -1,4 +1,4 @@
-"""What CBAM is compared with: Squeeze-and-Excitation, ECA, BAM; and the choice of one by name."""
+"""What CBAM is compared with: SE, ECA, BAM, variants, a control; and the choice of one by name."""
 
 import difflib
 import inspect
@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam_edu.attention import ChannelAttention, check_positive
+from cbam_edu import attention
+from cbam_edu.attention import (
+    ChannelAttention,
+    SpatialAttention,
+    check_choice,
+    check_input,
+    check_positive,
+)
 from cbam_edu.fused import CBAM
 
 
@@ -105,6 +112,84 @@ class BAM(nn.Module):
         return x + x * torch.sigmoid(logits)
 
 
+class _ConvSpatial(SpatialAttention):
+    """A spatial gate that sees a learnt mixture of the channels, not their maximum and mean."""
+
+    def __init__(self, channels: int, kernel_size: int = 7, *, norm: bool, gate: str):
+        super().__init__(kernel_size, norm=norm, gate=gate)
+        self.squeeze = nn.Conv2d(channels, 1, 1, bias=False)
+        self.conv = nn.Conv2d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = _Norm(1) if norm else None
+
+    def logits(self, x: Tensor) -> Tensor:
+        check_input(x)
+        logits = self.conv(self.squeeze(x))
+        return logits if self.norm is None else self.norm(logits)
+
+
+class Variant(attention.CBAM):
+    """CBAM with what the paper's ablations and its authors' code do beside its default.
+
+    Section 4.1 and Table 2 of the CBAM paper; https://github.com/Jongchan/attention-module, whose
+    initialisation leaves the spatial BatchNorm's scale at zero.
+
+    Parameters
+    ----------
+    channels : int
+        C, the number of channels of the input.
+    squeeze : {"pool", "conv"}
+        What the spatial gate's convolution sees: the maximum and the mean over the channels, or
+        the one map that a 1 x 1 convolution makes of them.
+    norm_scale : float
+        What the spatial BatchNorm's weight starts at. At zero M_s is one half everywhere, and its
+        convolution has no gradient in the first step.
+    **options
+        As for `cbam_edu.CBAM`; the order must have a spatial gate.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        *,
+        squeeze: str = "pool",
+        norm_scale: float = 1.0,
+        order: str = "channel-spatial",
+        norm: bool = True,
+        gate: str = "sigmoid",
+    ):
+        super().__init__(channels, reduction, kernel_size, order=order, norm=norm, gate=gate)
+        check_choice("squeeze", squeeze, ("pool", "conv"))
+        check_choice("order", order, [name for name in attention.ORDERS if name != "channel-only"])
+        if squeeze == "conv":
+            self.spatial = _ConvSpatial(channels, kernel_size, norm=norm, gate=gate)
+        if self.spatial.norm is not None:
+            nn.init.constant_(self.spatial.norm.weight, norm_scale)
+        elif norm_scale != 1:
+            raise ValueError(f"norm_scale needs norm=True; got {norm_scale!r} without a BatchNorm")
+
+
+class Half(nn.Module):
+    """CBAM whose two maps are one half everywhere: a control that scales and never looks.
+
+    Parameters
+    ----------
+    channels : int
+        C, the number of channels of the input.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        check_positive("channels", channels)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a quarter of the map: (N, C, H, W) float -> the same shape."""
+        check_input(x, self.channels)
+        return x * 0.5 * 0.5
+
+
 def _spatial_only(
     channels: int, kernel_size: int = 7, *, norm: bool = True, gate: str = "sigmoid"
 ) -> CBAM:
@@ -134,6 +219,8 @@ ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "spatial": _spatial_only,
     "cbam": CBAM,
 }
+# For the studies of `cbam_edu.studies`: nothing that a network for use should have.
+STUDIED: dict[str, Callable[..., nn.Module]] = {"half": Half, "variant": Variant}
 
 
 def check_name(kind: str, name: object, known: list[str]) -> None:
@@ -149,8 +236,9 @@ def attention_layer(name: str | None, channels: int, **options: Any) -> nn.Modul
 
     Parameters
     ----------
-    name : {None, "se", "eca", "bam", "channel", "spatial", "cbam"}
-        Which one; None gives the identity. "channel" and "spatial" are CBAM with one gate.
+    name : {None, "se", "eca", "bam", "channel", "spatial", "cbam", "half", "variant"}
+        Which one; None gives the identity. "channel" and "spatial" are CBAM with one gate; the
+        last two, `Half` and `Variant`, are for studies.
     channels : int
         C, the number of channels.
     **options
@@ -163,8 +251,9 @@ def attention_layer(name: str | None, channels: int, **options: Any) -> nn.Modul
     """
     if name is None:
         return nn.Identity()
-    check_name("attention", name, list(ATTENTIONS))
-    known = [p for p in inspect.signature(ATTENTIONS[name]).parameters if p != "channels"]
+    check_name("attention", name, [*ATTENTIONS, *STUDIED])
+    layer = {**ATTENTIONS, **STUDIED}[name]
+    known = [p for p in inspect.signature(layer).parameters if p != "channels"]
     for option in options:
         check_name(f"option of {name}", option, known)
-    return ATTENTIONS[name](channels, **options)
+    return layer(channels, **options)

@@ -54,6 +54,7 @@ _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "cbamnet_small": (CBAMNet, {"dims": (64, 128, 256)}),
     "cbamnet_base": (CBAMNet, {"dims": (128, 256, 512)}),
     "resnet9": (ResNet9, {}),
+    "resnet8": (CIFARResNet, {"blocks": 1}),
     "resnet20": (CIFARResNet, {"blocks": 3}),
     "resnet32": (CIFARResNet, {"blocks": 5}),
     "resnet44": (CIFARResNet, {"blocks": 7}),
@@ -89,7 +90,7 @@ def create_model(name: str, num_classes: int | None = None, **options: Any) -> n
     Parameters
     ----------
     name : str
-        One of `list_models`: for CIFAR-10 the CBAMNets, ResNet-9 and the ResNets 20 to 110; for
+        One of `list_models`: for CIFAR-10 the CBAMNets, ResNet-9 and the ResNets 8 to 110; for
         ImageNet the ten networks of the CBAM paper's Tables 4 and 5.
     num_classes : int, optional
         Size of the output; 0 for the network without its head. Default: 10 for CIFAR-10's
