@@ -18,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 from cbam_edu import attention, fused
-from cbam_edu.experiment import device_name
 from cbam_edu.models import create_model
 from cbam_edu.neighbours import check_name
 from cbam_edu.recipe import autocast
+from cbam_edu.records import device_name
 
 
 class AuthorsCBAM(nn.Module):

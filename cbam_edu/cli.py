@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 import cbam_edu
-from cbam_edu import data
+from cbam_edu import cli_studies, data
 from cbam_edu.attention import check_positive
 from cbam_edu.complexity import count
 from cbam_edu.data.folder import transform
 from cbam_edu.distributed import LostProcessError, processes, rank, speaker, world_size
-from cbam_edu.experiment import record
 from cbam_edu.export import FORMATS, TOLERANCE, export
 from cbam_edu.models import (
     create_model,
@@ -31,9 +30,15 @@ from cbam_edu.models import (
 from cbam_edu.models.staged import Staged
 from cbam_edu.neighbours import ATTENTIONS, check_name
 from cbam_edu.recipe import PRECISIONS, RECIPES
+from cbam_edu.records import record
 from cbam_edu.storage import explained, replace_file
 from cbam_edu.train import DivergenceError, Recipe, evaluate, fit
 
+# What to do after Ctrl-C, by command.
+_GO_ON = {
+    "train": "; --resume goes on from the last whole epoch",
+    "experiment": "; the same command goes on from the last whole epoch",
+}
 # What the program ends with: 0 done, 1 failed on the way, 2 asked for something that can't be,
 # 130 stopped by Ctrl-C.
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -477,6 +482,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, help="file to add the lines of JSON to")
     add_device(command)
 
+    cli_studies.add_commands(add, add_device, choose_device)
+
     command = add("complexity", complexity, "count what a network costs, per layer")
     command.add_argument("model", metavar="MODEL", help="one of `cbam-edu models`")
     add_attention(command)
@@ -500,7 +507,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except KeyboardInterrupt:
-        hint = "; --resume goes on from the last whole epoch" if args.run is train else ""
+        hint = _GO_ON.get(args.run.__name__, "")
         print(f"\ncbam-edu: {speaker()}stopped{hint}", file=sys.stderr)
         return INTERRUPTED
     except (DivergenceError, LostProcessError, OSError) as error:

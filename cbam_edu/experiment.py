@@ -1,112 +1,256 @@
-"""One JSON record a run: what was trained, how, and what came out."""
+"""Studies, run: arms x seeds, one record each, whatever stops the program."""
 
-import platform
-import subprocess
-from dataclasses import asdict
+import contextlib
+import hashlib
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import filelock
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-import cbam_edu
-from cbam_edu.complexity import count
-from cbam_edu.train import Recipe
-
-
-def commit() -> str | None:
-    """Return the commit of the code that runs, "-dirty" after it where the code was changed.
-
-    None where the package is installed without its repository.
-    """
-    package = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(package), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        if not git("ls-files", "attention.py"):  # installed inside somebody else's repository
-            return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+from cbam_edu.data import ImageSet
+from cbam_edu.measure import evaluation_batches
+from cbam_edu.models import create_model
+from cbam_edu.neighbours import check_name
+from cbam_edu.recipe import autocast
+from cbam_edu.records import Record, append, code, digest, identity, pack, read, record
+from cbam_edu.storage import explained, make_folder
+from cbam_edu.studies import Size, find
+from cbam_edu.train import DivergenceError, fit
 
 
-def device_name(device: torch.device) -> str:
-    """Name a device so that a reader can tell which kind of machine a figure is from."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "mps":
-        return f"MPS ({platform.processor() or platform.machine()})"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+@torch.no_grad()
+def answers(model: nn.Module, test: ImageSet, precision: str) -> tuple[Tensor, float]:
+    """Return which test images a network names rightly, ``(N,) bool``, and its mean loss."""
+    device = next(model.parameters()).device
+    model.eval()
+    right, losses = [], []
+    for x, y in evaluation_batches(test, device):
+        with autocast(device, precision):
+            logits = model(x)
+        losses.append(F.cross_entropy(logits.float(), y, reduction="sum"))
+        right.append(logits.argmax(1) == y)
+    return torch.cat(right).cpu(), torch.stack(losses).sum().item() / len(test)
 
 
-def record(
-    study: str,
-    model: nn.Module,
-    recipe: Recipe,
-    history: list[dict[str, float]],
+def run(
+    name: str,
+    size: str,
+    arm: str,
+    seed: int,
+    images: tuple[ImageSet, ImageSet],
     *,
-    data: str,
-    images: tuple[int, int],
-    size: int = 32,
     device: torch.device,
-) -> dict[str, Any]:
-    """Describe a finished run in one dictionary of plain values, for a line of JSON.
+    folder: Path,
+    compiled: bool = False,
+    progress: bool = False,
+) -> Record:
+    """Train one arm with one seed and return its record; `folder` keeps the checkpoint."""
+    study, chosen = find(name, size)
+    training, test = images
+    recipe = replace(chosen.recipe, seed=seed, compile=chosen.recipe.compile or compiled)
+    torch.manual_seed(seed)
+    model = create_model(chosen.model, len(training.classes), **study.options(arm, chosen))
+    torch.compiler.reset()  # torch counts how many forms of a class it has compiled, up to 8
+    history = fit(
+        model, training, recipe, device=device, out=folder, resume=True, progress=progress
+    )
+    right, loss = answers(model, test, recipe.precision)
+    history[-1] |= {"accuracy": right.double().mean().item(), "test_loss": loss}
+    line = record(
+        name,
+        model,
+        recipe,
+        history,
+        data=training.name,
+        images=(len(training), len(test)),
+        size=training.size,
+        device=device,
+    )
+    words = ["cbam-edu", "experiment", name, "--size", size, "--arms", arm, "--seeds", str(seed)]
+    line |= {
+        "size": size,
+        "arm": arm,
+        "digest": digest(training, test),
+        "correct": pack(right),
+        "command": shlex.join(words + ["--compile"] * compiled),
+    }
+    if study.scores is not None:
+        line["scores"] = study.scores(model, test)
+    return line
+
+
+def planned(
+    name: str,
+    size: str,
+    *,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> list[tuple[str, int]]:
+    """Return the runs of a study, (arm, seed), seed after seed, or the i-th of n shares of them."""
+    study, chosen = find(name, size)
+    for arm in arms or ():
+        check_name(f"arm of {name}", arm, list(study.arms))
+    for seed in seeds or ():
+        if type(seed) is not int or seed < 0:
+            raise ValueError(f"seeds are integers from 0 up, got {seed!r}")
+    mine, shares = shard
+    if not 1 <= mine <= shares:
+        raise ValueError(f"a shard is i/n with i from 1 to n, such as 1/4; got {mine}/{shares}")
+    chances = range(chosen.seeds) if seeds is None else dict.fromkeys(seeds)
+    names = study.arms if arms is None else dict.fromkeys(arms)
+    return [(arm, seed) for seed in chances for arm in names][mine - 1 :: shares]
+
+
+def experiment(
+    name: str,
+    size: str,
+    out: str | os.PathLike[str],
+    *,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    shard: tuple[int, int] = (1, 1),
+    device: torch.device | str = "cpu",
+    data_dir: str | os.PathLike[str] | None = None,
+    compiled: bool = False,
+    tell: Callable[[str], object] = print,
+) -> int:
+    """Do the runs of a study that are not recorded yet; return how many it did.
+
+    It can be stopped at any moment and started again: finished runs are in the file, an unfinished
+    one goes on from its last whole epoch. Several processes, on one machine, may do one study with
+    one file at the same time; each run is done by one of them.
 
     Parameters
     ----------
-    study : str
-        What the run belongs to.
-    model : torch.nn.Module
-        The network, made by `cbam_edu.create_model`.
-    recipe : Recipe
-        How it was trained.
-    history : list of dict
-        What `cbam_edu.train.fit` returned, the accuracy on test images with it.
-    data : str
-        The name of the images.
-    images : tuple of int
-        How many it was trained on and measured on.
-    size : int
-        The side of an image.
-    device : torch.device
-        Where.
+    name, size : str
+        A study of `cbam_edu.studies.STUDIES`, and "full" or "small".
+    out : path
+        The file of records, one line a run; added to. Checkpoints are kept beside it while runs
+        are under way.
+    arms, seeds : sequence, optional
+        Only these. Default: all arms, and as many seeds as the size has.
+    shard : tuple of int
+        (i, n) for the i-th, from 1, of n shares of the runs, for machines that share no file.
+    device : torch.device or str
+        Where to train.
+    data_dir : path, optional
+        Where CIFAR-10 is. Default: the cache.
+    compiled : bool
+        Whether to train by `torch.compile`, which changes how it is computed, not what.
+    tell : callable
+        Is told, in a line, what is going on.
 
-    Returns
-    -------
-    dict
-        `accuracy` is that of the last epoch, from 0 to 1; `seconds` is the time spent in training
-        steps; `multiply_accumulates` is for one image.
+    Raises
+    ------
+    ValueError
+        For an unknown study, size, arm or shard; or where `out` holds records that those to be
+        made could not be compared with.
+    DivergenceError
+        After all other runs, where the loss of some was not finite.
     """
-    config: dict[str, Any] = vars(model)["config"]
-    cost = count(model, (3, size, size))
-    last = history[-1]
-    return {
-        "study": study,
-        "model": config["name"],
-        "arm": config["attention"] or "none",
-        "seed": recipe.seed,
-        "accuracy": last["accuracy"],
-        "loss": last["test_loss"],
-        "train_accuracy": last["train_accuracy"],
-        "epochs": len(history),
-        "seconds": round(sum(entry["seconds"] for entry in history), 1),
-        "parameters": cost.parameters,
-        "multiply_accumulates": cost.multiply_accumulates,
-        "data": data,
-        "train_images": images[0],
-        "test_images": images[1],
-        "device": device_name(device),
-        "versions": {
-            "cbam_edu": cbam_edu.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "commit": commit(),
-        "config": config,
-        "recipe": asdict(recipe),
-    }
+    runs = planned(name, size, arms=arms, seeds=seeds, shard=shard)
+    study, chosen = find(name, size)
+    images = study.images(chosen, folder=data_dir)
+    device, out = torch.device(device), Path(out)
+    _check_addable(out, name, size, chosen, images, tell)
+    about = f"{code()} {chosen} {digest(*images)}"
+    work = make_folder(out.with_name(f".{out.name}.runs"))
+    mark = hashlib.sha256(about.encode()).hexdigest()[:12]
+    done, failed = 0, []
+    for arm, seed in runs:
+        folder = make_folder(work / mark / f"{_slug(arm)}-{seed}")
+        with _claim(work / f"{_slug(arm)}-{seed}.lock") as mine:
+            if not mine or (arm, seed) in _finished(out):
+                continue
+            tell(f"{name}, {size}: {arm}, seed {seed}")
+            try:
+                line = run(
+                    name, size, arm, seed, images, device=device, folder=folder, compiled=compiled
+                )
+            except DivergenceError as error:
+                failed.append(f"{arm}, seed {seed}: {error}")
+                continue
+            append(out, line, work / "append.lock")
+            shutil.rmtree(folder, ignore_errors=True)
+            done += 1
+            tell(f"    {line['accuracy']:.2%}, {line['seconds']:.0f} s")
+    if set(planned(name, size)) <= _finished(out):
+        shutil.rmtree(work, ignore_errors=True)
+    if failed:
+        raise DivergenceError("; ".join(failed))
+    return done
+
+
+def _slug(arm: str) -> str:
+    """Return a name that every file system takes."""
+    return "".join(c if c.isalnum() else "_" for c in arm)
+
+
+def _finished(out: Path) -> set[tuple[str, int]]:
+    records = read([out])[0] if out.exists() else []
+    return {(r["arm"], r["seed"]) for r in records}
+
+
+def _check_addable(
+    out: Path,
+    name: str,
+    size: str,
+    chosen: Size,
+    images: tuple[ImageSet, ImageSet],
+    tell: Callable[[str], object],
+) -> None:
+    """Raise ValueError unless what is in the file can be compared with what will be added."""
+    make_folder(out.parent)
+    with explained("write", out), open(out, "ab"):
+        pass  # before anything is trained
+    records, broken = read([out])
+    for problem in broken:
+        tell(str(problem))
+    training, test = images
+    wanted = identity(
+        {
+            "study": name,
+            "size": size,
+            "model": chosen.model,
+            "code": code(),
+            "data": training.name,
+            "digest": digest(*images),
+            "train_images": len(training),
+            "test_images": len(test),
+            "recipe": asdict(chosen.recipe),
+        }
+    )
+    for line in records:
+        there = identity(line)
+        if differences := [
+            f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} now"
+            for key in sorted({**there, **wanted})
+            if there.get(key) != wanted.get(key)
+        ]:
+            raise ValueError(
+                f"{out} holds runs that the new ones could not be compared with "
+                f"({'; '.join(differences)}); choose another file (--out)"
+            )
+
+
+@contextlib.contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Say whether a run is this process's alone; the system gives it up if the process dies."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

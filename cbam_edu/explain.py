@@ -1,8 +1,9 @@
-"""Look inside: the attention maps of every layer of a network."""
+"""Look inside: the attention maps of every layer of a network, and Grad-CAM."""
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.attention import ChannelAttention, SpatialAttention
@@ -66,3 +67,63 @@ def attention_maps(model: nn.Module, x: Tensor) -> list[AttentionMap]:
         for hook in hooks:
             hook.remove()
     return [AttentionMap(name, m.get("channel"), m.get("spatial")) for name, m in maps.items()]
+
+
+def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:
+    """Return where a layer's output speaks for a class.
+
+    R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization", ICCV 2017, equations 1 and 2: the layer's maps, each weighted with its mean
+    gradient, added, and negative sums cut off.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Maps `x` to logits ``(N, classes)``; run in evaluation mode, and left in the mode it had.
+    x : Tensor
+        The network's input, ``(N, 3, H, W) float``.
+    classes : Tensor
+        ``(N,) int64``, the class that each image is asked about.
+    layer : torch.nn.Module
+        A part of the network that is called once and returns ``(N, C, h, w)``, such as
+        ``model.stages[-1]``.
+
+    Returns
+    -------
+    Tensor
+        ``(N, h, w) float``, from 0 up; as large as the layer's maps, for `resize`.
+
+    Raises
+    ------
+    ValueError
+        Where the layer is not called, or its output is not four-dimensional.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _input: object, out: Tensor) -> None:
+        seen.append(out)
+
+    hook, training = layer.register_forward_hook(keep), model.training
+    try:
+        model.eval()
+        with torch.enable_grad():  # x needs a gradient, lest frozen weights leave no graph at all
+            logits = model(x.detach().requires_grad_())
+    finally:
+        hook.remove()
+        model.train(training)
+    if len(seen) != 1 or seen[0].ndim != 4:
+        shapes = ", ".join(str(tuple(s.shape)) for s in seen) or "nothing"
+        raise ValueError(
+            f"the layer must be called once and return (N, C, h, w); {type(layer).__name__} "
+            f"returned {shapes}"
+        )
+    chosen = logits.gather(1, classes[:, None]).sum()
+    (gradient,) = torch.autograd.grad(chosen, seen)
+    weights = gradient.mean((2, 3), keepdim=True)
+    return F.relu((weights * seen[0].detach()).sum(1))
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge maps, ``(N, h, w)``, to ``(N, *size)`` by bilinear interpolation."""
+    larger = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
+    return larger[:, 0]

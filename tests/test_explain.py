@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import cbam_edu
-from cbam_edu import CBAM, create_model, experiment
+from cbam_edu import CBAM, create_model, records
 from cbam_edu.complexity import count
 from cbam_edu.explain import attention_maps
 from cbam_edu.train import Recipe
@@ -75,7 +75,7 @@ def test_a_record_holds_the_run():
         {"accuracy": 0.4, "test_loss": 1.0, "train_accuracy": 0.3, "seconds": 1.0},
         {"accuracy": 0.5, "test_loss": 0.9, "train_accuracy": 0.6, "seconds": 2.25},
     ]
-    line = experiment.record(
+    line = records.record(
         "study",
         model,
         recipe,
@@ -107,19 +107,19 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
 
     package = tmp_path / "cbam_edu"
     package.mkdir()
-    monkeypatch.setattr(experiment, "__file__", str(package / "experiment.py"))
-    assert experiment.commit() is None  # no repository
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    assert records.commit() is None  # no repository
     git("init", "-q")
     shutil.copy(Path(cbam_edu.__file__).parent / "attention.py", package)
-    assert experiment.commit() is None  # a repository, but not of this code
+    assert records.commit() is None  # a repository, but not of this code
     git("add", ".")
     git("commit", "-q", "-m", "all")
-    assert experiment.commit() == git("rev-parse", "HEAD")
+    assert records.commit() == git("rev-parse", "HEAD")
     (package / "attention.py").write_text("changed")
-    assert experiment.commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert records.commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_devices_are_named(monkeypatch):
-    assert experiment.device_name(torch.device("mps")).startswith("MPS (")
+    assert records.device_name(torch.device("mps")).startswith("MPS (")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    assert experiment.device_name(torch.device("cuda")) == "a GPU"
+    assert records.device_name(torch.device("cuda")) == "a GPU"

@@ -31,8 +31,8 @@ import torch
 
 from cbam_edu import create_model, data
 from cbam_edu.data import ImageSet
-from cbam_edu.experiment import device_name, record
 from cbam_edu.recipe import RECIPES, Recipe
+from cbam_edu.records import device_name, record
 from cbam_edu.train import fit
 
 

@@ -1,0 +1,279 @@
+"""One JSON record a run: what was trained, how, and what came out; and files of records."""
+
+import base64
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import cbam_edu
+from cbam_edu.complexity import count
+from cbam_edu.data import ImageSet
+from cbam_edu.recipe import Recipe
+from cbam_edu.storage import explained
+
+# What decides what a run comes to, in this package: records are compared only where it is the same.
+_TRAINING = (
+    *("attention.py", "checkpoint.py", "data", "distributed.py", "fused", "measure.py", "models"),
+    *("neighbours.py", "recipe.py", "train.py"),
+)
+# Fields of a recipe that change how it is computed, not what.
+_COMPUTING = ("seed", "channels_last", "compile", "deterministic")
+Record = dict[str, Any]
+
+
+def commit() -> str | None:
+    """Return the commit of the code that runs, "-dirty" after it where the code was changed.
+
+    None where the package is installed without its repository.
+    """
+    package = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(package), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        if not git("ls-files", "attention.py"):  # installed inside somebody else's repository
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@functools.cache
+def code() -> str:
+    """Return a digest of the code that trains: of every file of the package that is part of it."""
+    package = Path(__file__).parent
+    found = hashlib.sha256()
+    for name in _TRAINING:
+        path = package / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(f"{file.relative_to(package).as_posix()}\n".encode())
+            found.update(file.read_bytes().replace(b"\r\n", b"\n"))
+    return found.hexdigest()[:16]
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device so that a reader can tell which kind of machine a figure is from."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"MPS ({platform.processor() or platform.machine()})"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def record(
+    study: str,
+    model: nn.Module,
+    recipe: Recipe,
+    history: list[dict[str, float]],
+    *,
+    data: str,
+    images: tuple[int, int],
+    size: int = 32,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Describe a finished run in one dictionary of plain values, for a line of JSON.
+
+    Parameters
+    ----------
+    study : str
+        What the run belongs to.
+    model : torch.nn.Module
+        The network, made by `cbam_edu.create_model`.
+    recipe : Recipe
+        How it was trained.
+    history : list of dict
+        What `cbam_edu.train.fit` returned, the accuracy on test images with it.
+    data : str
+        The name of the images.
+    images : tuple of int
+        How many it was trained on and measured on.
+    size : int
+        The side of an image.
+    device : torch.device
+        Where.
+
+    Returns
+    -------
+    dict
+        `accuracy` is that of the last epoch, from 0 to 1; `seconds` is the time spent in training
+        steps; `multiply_accumulates` is for one image; `code` is a digest of what trains.
+    """
+    config: dict[str, Any] = vars(model)["config"]
+    cost = count(model, (3, size, size))
+    last = history[-1]
+    return {
+        "study": study,
+        "model": config["name"],
+        "arm": config["attention"] or "none",
+        "seed": recipe.seed,
+        "accuracy": last["accuracy"],
+        "loss": last["test_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "epochs": len(history),
+        "seconds": round(sum(entry["seconds"] for entry in history), 1),
+        "parameters": cost.parameters,
+        "multiply_accumulates": cost.multiply_accumulates,
+        "data": data,
+        "train_images": images[0],
+        "test_images": images[1],
+        "device": device_name(device),
+        "versions": {
+            "cbam_edu": cbam_edu.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "commit": commit(),
+        "code": code(),
+        "config": config,
+        "recipe": asdict(recipe),
+    }
+
+
+def digest(*sets: ImageSet) -> str:
+    """Return a digest of images and labels, bit for bit."""
+    found = hashlib.sha256()
+    for images in sets:
+        found.update(images.images.numpy().tobytes())
+        found.update(images.labels.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def pack(right: Tensor) -> str:
+    """Write ``(N,) bool`` as text, eight a byte."""
+    return base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """Read what `pack` wrote: ``(count,) bool``."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8))
+    if len(bits) != (count + 7) // 8 * 8:
+        raise ValueError(f"{len(bits)} bits are no answers to {count} images")
+    return bits[:count].astype(bool)
+
+
+class Broken(NamedTuple):
+    """A line of a file that is no whole record: where, and what is wrong with it."""
+
+    path: Path
+    line: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}: {self.why}; skipped"
+
+
+_NEEDED = {
+    *("study", "size", "model", "arm", "seed", "accuracy", "loss", "epochs", "seconds"),
+    *("parameters", "multiply_accumulates", "data", "digest", "train_images", "test_images"),
+    *("correct", "device", "versions", "commit", "code", "config", "recipe", "command"),
+}
+
+
+def read(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Record], list[Broken]]:
+    """Read records, and find the lines that are none, such as one that was cut in half.
+
+    A run that stands in the files more than once, as after a merge, is taken once.
+
+    Raises
+    ------
+    cbam_edu.storage.StorageError
+        Where a file cannot be read.
+    """
+    records: dict[str, Record] = {}
+    broken = []
+    for path in map(Path, paths):
+        with explained("read", path):
+            lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = _whole(line)
+            except ValueError as error:
+                broken.append(Broken(path, number, str(error)))
+            else:
+                records.setdefault(json.dumps(record, sort_keys=True), record)
+    return list(records.values()), broken
+
+
+def _whole(line: bytes) -> Record:
+    """Return the record in a line, or raise ValueError with what it lacks."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"no whole line of JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")
+    if missing := sorted(_NEEDED - record.keys()):
+        raise ValueError(f"the record lacks {', '.join(missing)}")
+    right = unpack(record["correct"], record["test_images"])
+    if round(record["accuracy"] * len(right)) != right.sum():
+        raise ValueError(f"accuracy {record['accuracy']} is not that of its {right.sum()} answers")
+    return record
+
+
+def append(path: Path, record: Record, lock: Path) -> None:
+    """Add a record to a file in one piece, after whatever another process has left there."""
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    with filelock.FileLock(lock), explained("write", path), open(path, "a+b") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            line = b"\n" + line  # a line that was cut in half stays a line of its own
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """Return what must be the same in all records that are compared."""
+    keys = ("study", "size", "model", "data", "digest", "train_images", "test_images", "code")
+    recipe = {k: v for k, v in record["recipe"].items() if k not in _COMPUTING}
+    return {k: record[k] for k in keys} | {f"recipe.{k}": v for k, v in recipe.items()}
+
+
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raise ValueError, with what differs, where records are not of one study and one way to train.
+
+    They must be of the same study and size, data to the bit, recipe but for the seed, and code that
+    trains; an arm must be the same network in all, and a seed of it stand there once.
+    """
+    found: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        about = identity(record) | {f"config of {record['arm']}": record["config"]}
+        for key, value in about.items():
+            found.setdefault(key, {}).setdefault(json.dumps(value), []).append(record)
+    differences = [
+        f"{key}: " + ", ".join(f"{value} ({_which(some)})" for value, some in values.items())
+        for key, values in found.items()
+        if len(values) > 1
+    ]
+    if differences:
+        raise ValueError(
+            f"these records cannot be compared, as they differ in {'; '.join(differences)}. Keep "
+            "each kind in a file of its own"
+        )
+    runs = [(r["arm"], r["seed"]) for r in records]
+    if twice := sorted({run for run in runs if runs.count(run) > 1}):
+        named = ", ".join(f"{arm} with seed {seed}" for arm, seed in twice)
+        raise ValueError(f"runs that are recorded twice, with different results: {named}")
+
+
+def _which(records: Sequence[Record]) -> str:
+    named = ", ".join(f"{r['arm']} {r['seed']}" for r in records[:2])
+    commits = ", ".join(sorted({str(r["commit"])[:12] for r in records}))
+    more = f" and {len(records) - 2} more" if len(records) > 2 else ""
+    return f"{named}{more}; commit {commits}"
