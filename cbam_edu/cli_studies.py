@@ -14,8 +14,8 @@ Device = Callable[[str], torch.device]
 
 
 def default_file(study: str, size: str) -> Path:
-    """Return where a study's records are: in the book's results, where the book is, or results."""
-    book = Path("book/results")
+    """Return where a study's records are: in the book, where there is one, or in results."""
+    book = Path("book/results/studies")
     return (book if book.is_dir() else Path("results")) / f"{study}-{size}.jsonl"
 
 

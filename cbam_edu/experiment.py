@@ -82,7 +82,7 @@ def run(
         "command": shlex.join(words + ["--compile"] * compiled),
     }
     if study.scores is not None:
-        line["scores"] = study.scores(model, test)
+        line["scores"] = study.scores(model, test, seed)
     return line
 
 

@@ -17,6 +17,7 @@ from cbam_edu.models import create_model
 IMAGES = 500  # of the test images, on which deletion and insertion are measured
 STEPS = 16  # in which an image is taken away
 _BATCH = 250
+_OTHER = 10_000  # added to a seed, so that controls draw other numbers than the training did
 
 
 def _check(maps: Tensor, masks: Tensor) -> None:
@@ -147,11 +148,18 @@ def centred(count: int, size: tuple[int, int]) -> Tensor:
     return torch.exp(-2 * (rows[:, None] ** 2 + columns**2)).expand(count, *size)
 
 
-def _controls(count: int, size: tuple[int, int], seed: int) -> dict[str, Tensor]:
-    """Return maps that have not seen the images."""
-    generator = torch.Generator().manual_seed(seed)
-    chance = torch.rand(count, *size, generator=generator)
-    return {"chance": chance, "centre": centred(count, size)}
+def _all_maps(
+    model: nn.Module, fresh: nn.Module, x: Tensor, classes: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the maps of a network, of the untrained one, and two that have not seen the images."""
+    count, size = len(x), (x.shape[2], x.shape[3])
+    maps = saliency(model, x, classes)
+    maps |= {f"{name}, untrained": m for name, m in saliency(fresh, x, classes).items()}
+    controls = {
+        "chance": torch.rand(count, *size, generator=generator),
+        "centre": centred(count, size),
+    }
+    return maps | {name: m.to(x.device) for name, m in controls.items()}
 
 
 def _batches(test: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, Tensor, slice]]:
@@ -164,15 +172,15 @@ def _mean(parts: dict[str, list[Tensor]]) -> dict[str, float]:
     return {name: torch.cat(values).double().mean().item() for name, values in parts.items()}
 
 
-def _untrained(model: nn.Module) -> nn.Module:
+def _untrained(model: nn.Module, seed: int) -> nn.Module:
     """Return the same network with weights that have learnt nothing."""
     with torch.random.fork_rng():
-        torch.manual_seed(10_000)
+        torch.manual_seed(_OTHER + seed)
         fresh = create_model(**vars(model)["config"])
     return fresh.to(next(model.parameters()).device).eval()
 
 
-def localisation_scores(model: nn.Module, test: ImageSet) -> dict[str, float]:
+def localisation_scores(model: nn.Module, test: ImageSet, seed: int) -> dict[str, float]:
     """Measure a network's maps, and controls, against the masks of the images.
 
     Parameters
@@ -181,6 +189,8 @@ def localisation_scores(model: nn.Module, test: ImageSet) -> dict[str, float]:
         Of `cbam_edu.create_model`, trained for class alone.
     test : ImageSet
         With masks.
+    seed : int
+        Of the controls.
 
     Returns
     -------
@@ -194,38 +204,34 @@ def localisation_scores(model: nn.Module, test: ImageSet) -> dict[str, float]:
     model.eval()
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {}
-    fresh = _untrained(model)
+    fresh, generator = _untrained(model, seed), torch.Generator().manual_seed(_OTHER + seed)
     for x, y, where in _batches(test, device):
         masks = test.masks[where].to(device)
-        maps = saliency(model, x, y)
-        maps |= {f"{name}, untrained": m for name, m in saliency(fresh, x, y).items()}
-        maps |= _controls(len(x), (x.shape[2], x.shape[3]), where.start)
-        for name, m in maps.items():
+        for name, m in _all_maps(model, fresh, x, y, generator).items():
             for score, measure in SCORES.items():
-                parts.setdefault(f"{name}: {score}", []).append(measure(m.to(device), masks).cpu())
+                parts.setdefault(f"{name}: {score}", []).append(measure(m, masks).cpu())
     return _mean(parts)
 
 
-def deletion_scores(model: nn.Module, test: ImageSet) -> dict[str, float]:
+def deletion_scores(model: nn.Module, test: ImageSet, seed: int) -> dict[str, float]:
     """Measure a network's maps, and controls, by deletion and insertion on the first images.
 
     Returns
     -------
     dict
         Mean areas under the curves of the predicted class's probability, named such as
-        ``"grad-cam: deletion"`` (lower is better) and ``"grad-cam: insertion"`` (higher is).
+        ``"grad-cam: deletion"`` (lower is better) and ``"grad-cam: insertion"`` (higher is). The
+        controls are those of `localisation_scores`.
     """
     model.eval()
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {}
-    for x, _, where in _batches(test.subset(torch.arange(min(IMAGES, len(test)))), device):
+    fresh, generator = _untrained(model, seed), torch.Generator().manual_seed(_OTHER + seed)
+    for x, _, _ in _batches(test.subset(torch.arange(min(IMAGES, len(test)))), device):
         with torch.no_grad():
             predicted = model(x).argmax(1)
-        maps = saliency(model, x, predicted)
-        maps |= _controls(len(x), (x.shape[2], x.shape[3]), where.start)
-        for name, m in maps.items():
-            for score, curve in zip(
-                ("deletion", "insertion"), fading(model, x, m.to(device), predicted), strict=True
-            ):
+        for name, m in _all_maps(model, fresh, x, predicted, generator).items():
+            curves = fading(model, x, m, predicted)
+            for score, curve in zip(("deletion", "insertion"), curves, strict=True):
                 parts.setdefault(f"{name}: {score}", []).append(area_under(curve).cpu())
     return _mean(parts)

@@ -370,6 +370,43 @@ def lines(
 
 
 @matplotlib.rc_context(STYLE)
+def differences(
+    panels: Mapping[str, Mapping[str, tuple[float, float, float, float, float]]], *, label: str
+) -> Figure:
+    """Draw differences with their intervals, a line each, panel below panel.
+
+    Parameters
+    ----------
+    panels : mapping
+        A panel's title: its differences by name, each ``(value, low, high, wider low, wider high)``
+        in the units of `label`; a thick line goes from low to high, a thin one over the wider
+        interval, and a grey line stands at zero.
+    label : str
+        The quantity and its unit.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError("panels must hold at least one difference each, got none")
+    counts = [len(panel) for panel in panels.values()]
+    height = 0.26 * sum(counts) + 0.55 * len(counts) + 0.6
+    figure = Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
+    axes_of = figure.subplots(
+        len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": counts}
+    )[:, 0]
+    for axes, (title, panel) in zip(axes_of, panels.items(), strict=True):
+        places = np.arange(len(panel))[::-1]
+        value, low, high, outer, upper = _array(f"panel {title}", list(panel.values()), 2).T
+        axes.axvline(0, color="0.6", linewidth=1)
+        axes.hlines(places, outer, upper, color=PALETTE[0], linewidth=1)
+        axes.hlines(places, low, high, color=PALETTE[0], linewidth=4)
+        axes.plot(value, places, "o", color="black", markersize=5)
+        axes.set_yticks(places, list(panel))
+        axes.set_ylim(-0.6, len(panel) - 0.4)
+        axes.set_title(title, loc="left")
+        axes.grid(axis="x", alpha=0.3)
+    axes_of[-1].set_xlabel(label)
+    return figure
+
+
 def roofline(points: Mapping[str, tuple[float, float]], *, bandwidth: float, rate: float) -> Figure:
     """Draw how fast pieces of work run, under the roof of the machine.
 

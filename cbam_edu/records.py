@@ -211,6 +211,26 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Record], list[Br
     return list(records.values()), broken
 
 
+def recorded(study: str, size: str) -> list[Record]:
+    """Return the records that come with the book, of a study at a size.
+
+    Raises
+    ------
+    ValueError
+        Where the study has not been run at that size, or a line of the records is broken.
+    """
+    package = Path(__file__).parent
+    inside = package / "results"  # of an installed package; beside the book, the book has them
+    folder = inside if inside.is_dir() else package.parent / "book" / "results" / "studies"
+    path = folder / f"{study}-{size}.jsonl"
+    if not path.exists():
+        raise ValueError(f"the book has no records of {study}, {size}")
+    records, broken = read([path])
+    if broken:
+        raise ValueError("; ".join(map(str, broken)))
+    return records
+
+
 def _whole(line: bytes) -> Record:
     """Return the record in a line, or raise ValueError with what it lacks."""
     try:

@@ -71,7 +71,7 @@ class Study:
     data : str
         As for `cbam_edu.data.load`.
     scores : callable, optional
-        ``(model, test images) -> dict`` of what else is measured once a network is trained.
+        ``(model, test images, seed) -> dict`` of what else is measured once a network is trained.
     """
 
     question: str
@@ -79,7 +79,7 @@ class Study:
     tables: Mapping[str, Table]
     sizes: Mapping[str, Size]
     data: str = "cifar10"
-    scores: Callable[[nn.Module, ImageSet], Scores] | None = None
+    scores: Callable[[nn.Module, ImageSet, int], Scores] | None = None
 
     def options(self, arm: str, size: Size) -> dict[str, Any]:
         """Return an arm's options for `cbam_edu.create_model`."""
@@ -168,7 +168,7 @@ STUDIES: dict[str, Study] = {
             "full": Size("resnet9", RECIPES["speed"], 8, wider=(64, 130, 256, 513)),
             "small": Size(
                 "resnet9",
-                SMALL,
+                replace(SMALL, lr=0.4),
                 5,
                 IMAGES,
                 options={"dims": (16, 32, 64, 128)},
@@ -212,7 +212,7 @@ STUDIES: dict[str, Study] = {
         {"accuracy": _TABLE("Does attention help to name the shape?", arms=("se", "cbam"))},
         {
             "full": Size("resnet20", replace(FULL, epochs=20), 8),
-            "small": replace(_RESNETS["small"], images=None),
+            "small": Size("resnet8", replace(SMALL, epochs=8), 5),
         },
         data="shapes",
         scores=localisation_scores,
