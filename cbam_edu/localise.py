@@ -186,7 +186,7 @@ def localisation_scores(model: nn.Module, test: ImageSet, seed: int) -> dict[str
     Parameters
     ----------
     model : torch.nn.Module
-        Of `cbam_edu.create_model`, trained for class alone.
+        Of `cbam_edu.models.create_model`, trained for class alone.
     test : ImageSet
         With masks.
     seed : int

@@ -92,7 +92,7 @@ def record(
     study : str
         What the run belongs to.
     model : torch.nn.Module
-        The network, made by `cbam_edu.create_model`.
+        The network, made by `cbam_edu.models.create_model`.
     recipe : Recipe
         How it was trained.
     history : list of dict

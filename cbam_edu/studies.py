@@ -24,7 +24,7 @@ class Size:
     Attributes
     ----------
     model : str
-        One of `cbam_edu.list_models`.
+        One of `cbam_edu.models.list_models`.
     recipe : Recipe
         The same for every arm; nothing in it was chosen for one of them.
     seeds : int
@@ -32,7 +32,7 @@ class Size:
     images : int or None
         Training images of each class; None takes all. Which ones, never changes.
     options : mapping
-        For `cbam_edu.create_model`, in every arm.
+        For `cbam_edu.models.create_model`, in every arm.
     wider : tuple of int
         Channels of the stages that give the plain network about as many parameters as CBAM adds.
     """
@@ -63,7 +63,7 @@ class Study:
     question : str
         What it is to answer.
     arms : mapping
-        An arm's name: its options for `cbam_edu.create_model`.
+        An arm's name: its options for `cbam_edu.models.create_model`.
     tables : mapping
         The comparisons, by name.
     sizes : mapping
@@ -82,7 +82,7 @@ class Study:
     scores: Callable[[nn.Module, ImageSet, int], Scores] | None = None
 
     def options(self, arm: str, size: Size) -> dict[str, Any]:
-        """Return an arm's options for `cbam_edu.create_model`."""
+        """Return an arm's options for `cbam_edu.models.create_model`."""
         own = {"dims": size.wider} if arm == "wider" else {}
         return {"attention": None, **size.options, **self.arms[arm], **own}
 
@@ -156,6 +156,7 @@ def _neighbours(sizes: Mapping[str, Size]) -> Study:
     return Study(question, NEIGHBOURS, {"neighbours": _TABLE(question, arms=arms)}, sizes)
 
 
+#: The studies by name.
 STUDIES: dict[str, Study] = {
     "neighbours-resnet20": _neighbours(
         {

@@ -1,4 +1,4 @@
-"""The directive ``recorded-runs``: tables of the runs in ``book/results/*.jsonl``.
+"""The directive ``recorded-runs``: tables of the runs in files of ``book/results``.
 
 One line of such a file is one run, a JSON object. Nothing in the tables is typed by hand.
 """
@@ -69,13 +69,18 @@ def table(records: Sequence[dict[str, Any]]) -> nodes.table:
 
 
 class RecordedRuns(SphinxDirective):
-    """One table a study, and under it the file with everything that was recorded."""
+    """One table a study, and under it the file with everything that was recorded.
+
+    The argument is the file's name, without its ending, or a pattern of names.
+    """
+
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Return the tables, or a sentence where nothing has been recorded yet."""
         self.env.note_dependency(str(RESULTS))  # a new file counts as a change of the page
         content: list[nodes.Node] = []
-        for path in sorted(RESULTS.glob("*.jsonl")):
+        for path in sorted(RESULTS.glob(f"{self.arguments[0]}.jsonl")):
             self.env.note_dependency(str(path))
             try:
                 records = read(path)
