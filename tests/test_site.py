@@ -1,5 +1,6 @@
 """The site's sources: configuration, contents, picture, references and recorded runs."""
 
+import dataclasses
 import json
 import re
 from urllib.parse import urlparse
@@ -8,12 +9,17 @@ import pytest
 from docutils import nodes
 
 import address
+import cbam_edu.records
 import command_line
 import costs
 import diagram
+import evidence
 import offline
 import records
 import timings
+from cbam_edu.report import Arm, Comparison, Score
+from cbam_edu.statistics import Difference
+from cbam_edu.studies import STUDIES, find
 from notebook_cells import CHAPTERS, ROOT
 
 CONFIG = address.config()
@@ -152,6 +158,92 @@ def test_a_record_that_is_not_whole_is_refused(tmp_path, line, words):
 def test_every_record_in_the_book_is_whole():
     for path in records.RESULTS.glob("*.jsonl"):
         assert records.read(path), f"{path.name} is empty"
+
+
+# Studies
+
+
+def arm(name, accuracies, comparison=None):
+    return Arm(name, accuracies, 100, 200, 3.0, comparison)
+
+
+def test_a_study_becomes_a_table_beside_the_papers():
+    comparison = Comparison(Difference(1.234, -0.5, 3.0, 0.04), 0.08, (-0.61, 3.1), 2.5)
+    arms = [arm("none", (50.0, 52.0)), arm("cbam", (52.0, 52.468), comparison), arm("eca", (1.0,))]
+    headings, (none, cbam, eca) = evidence.rows("neighbours", arms)
+    assert headings[3] == "minus none"
+    assert none[:3] == ["none", "2", "51.00 ± 1.41"]
+    assert none[7] == "baseline"
+    assert cbam[:4] == ["cbam", "2", "52.23 ± 0.33", "+1.23 (-0.50 to +3.00)"]
+    assert cbam[4:8] == ["-0.61 to +3.10", "0.080", "2.50", "not decidable with this n"]
+    assert (none[8:], cbam[8:], eca[8:]) == (["24.56", ""], ["22.66", "+1.90"], ["", ""])
+    assert (eca[2], eca[7]) == ("1.00", "one run only")
+
+
+@pytest.mark.parametrize(
+    ("title", "arm", "error"),
+    [
+        ("neighbours", "se", 23.14),
+        ("pooling", "max", 23.20),
+        ("pooling", "avg & max", 22.80),
+        ("spatial", "avg & max", 22.80),
+        ("spatial", "conv, k = 7", 22.90),
+        ("spatial", "cbam", 22.66),
+        ("order", "parallel", 22.95),
+    ],
+)
+def test_the_papers_figures_stand_beside_the_right_arms(title, arm, error):
+    assert evidence.paper(title)[arm] == error
+
+
+def test_the_arms_that_the_paper_has_are_arms_of_the_comparison():
+    tables = {title: t for study in STUDIES.values() for title, t in study.tables.items()}
+    for title in evidence.PAPER:
+        assert set(evidence.paper(title)) <= {tables[title].baseline, *tables[title].arms}
+    assert evidence.paper("gate") == {}
+
+
+def test_the_maps_of_controls_stand_in_columns():
+    difference = Difference(0.25, 0.2, 0.3, 0.01)
+    scores = [
+        Score("cbam", "grad-cam", "iou", (0.5, 0.6), {"chance": difference}),
+        Score("cbam", "grad-cam, untrained", "iou", (0.1, 0.2), {}),
+        Score("cbam", "chance", "iou", (0.1, 0.1), {}),
+    ]
+    headings, rows = evidence.map_rows(scores)
+    assert headings[5:] == ["minus untrained", "minus chance", "minus centre"]
+    wanted = ["cbam", "grad-cam", "iou", "2", "0.550", "", "+0.250 (+0.200 to +0.300)", ""]
+    assert rows == [wanted]
+
+
+def recorded_studies():
+    return sorted((records.RESULTS / "studies").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", recorded_studies(), ids=lambda path: path.stem)
+def test_the_recorded_studies_are_whole_and_of_their_definitions(path):
+    name, _, size = path.stem.rpartition("-")
+    found, broken = cbam_edu.records.read([path])
+    assert broken == []
+    assert found
+    cbam_edu.records.check_comparable(found)
+    study, chosen = find(name, size)
+    for record in found:
+        assert (record["study"], record["size"]) == (name, size)
+        assert record["seed"] < chosen.seeds
+        options = json.loads(json.dumps(study.options(record["arm"], chosen)))
+        assert options.items() <= record["config"].items(), record["arm"]
+        assert record["recipe"] == dataclasses.asdict(chosen.recipe) | {"seed": record["seed"]}
+        assert not record["commit"].endswith("-dirty")
+        assert find(name, size)[0].data == record["data"]
+
+
+def test_the_page_of_results_shows_every_recorded_study():
+    page = (ROOT / "book" / "results.md").read_text("utf-8")
+    for path in recorded_studies():
+        name, _, size = path.stem.rpartition("-")
+        shown = f"{{study-table}} {name}\n" if size == "small" else f"studies/{path.stem}\n"
+        assert shown in page
 
 
 def test_the_page_of_costs_counts_what_the_paper_prints():
