@@ -4,6 +4,7 @@ import base64
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -159,9 +160,9 @@ def pack(right: Tensor) -> str:
 
 
 def unpack(text: str, count: int) -> np.ndarray:
-    """Read what `pack` wrote: ``(count,) bool``."""
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8))
-    if len(bits) != (count + 7) // 8 * 8:
+    """Read what `pack` wrote: ``(count,) bool``; ValueError for another number of answers."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), np.uint8))
+    if count < 1 or len(bits) != (count + 7) // 8 * 8:
         raise ValueError(f"{len(bits)} bits are no answers to {count} images")
     return bits[:count].astype(bool)
 
@@ -177,10 +178,14 @@ class Broken(NamedTuple):
         return f"{self.path}, line {self.line}: {self.why}; skipped"
 
 
-_NEEDED = {
-    *("study", "size", "model", "arm", "seed", "accuracy", "loss", "epochs", "seconds"),
-    *("parameters", "multiply_accumulates", "data", "digest", "train_images", "test_images"),
-    *("correct", "device", "versions", "commit", "code", "config", "recipe", "command"),
+_COUNTS = ("seed", "epochs", "parameters", "multiply_accumulates", "train_images", "test_images")
+_WORDS = ("study", "size", "model", "arm", "data", "digest", "correct", "device", "code", "command")
+_FIELDS: dict[str, Any] = {  # what a whole record has, and of which kind
+    **dict.fromkeys(_WORDS, str),
+    **dict.fromkeys(_COUNTS, int),
+    **dict.fromkeys(("accuracy", "loss", "seconds"), int | float),
+    **dict.fromkeys(("versions", "config", "recipe"), dict),
+    "commit": str | None,
 }
 
 
@@ -234,17 +239,26 @@ def recorded(study: str, size: str) -> list[Record]:
 def _whole(line: bytes) -> Record:
     """Return the record in a line, or raise ValueError with what it lacks."""
     try:
-        record = json.loads(line)
-    except ValueError as error:  # not JSON, or not even text
+        record = json.loads(line, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise ValueError(f"no whole line of JSON ({error})") from None
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
-    if missing := sorted(_NEEDED - record.keys()):
+    if missing := sorted(_FIELDS.keys() - record.keys()):
         raise ValueError(f"the record lacks {', '.join(missing)}")
+    if wrong := [key for key, kind in _FIELDS.items() if not isinstance(record[key], kind)]:
+        told = ", ".join(f"{key} {json.dumps(record[key])}" for key in wrong)
+        raise ValueError(f"the record has what no run has: {told}")
     right = unpack(record["correct"], record["test_images"])
     if round(record["accuracy"] * len(right)) != right.sum():
         raise ValueError(f"accuracy {record['accuracy']} is not that of its {right.sum()} answers")
     return record
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def append(path: Path, record: Record, lock: Path) -> None:
@@ -275,7 +289,9 @@ def check_comparable(records: Sequence[Record]) -> None:
     for record in records:
         about = identity(record) | {f"config of {record['arm']}": record["config"]}
         for key, value in about.items():
-            found.setdefault(key, {}).setdefault(json.dumps(value), []).append(record)
+            found.setdefault(key, {}).setdefault(json.dumps(value, sort_keys=True), []).append(
+                record
+            )
     differences = [
         f"{key}: " + ", ".join(f"{value} ({_which(some)})" for value, some in values.items())
         for key, values in found.items()
@@ -289,7 +305,9 @@ def check_comparable(records: Sequence[Record]) -> None:
     runs = [(r["arm"], r["seed"]) for r in records]
     if twice := sorted({run for run in runs if runs.count(run) > 1}):
         named = ", ".join(f"{arm} with seed {seed}" for arm, seed in twice)
-        raise ValueError(f"runs that are recorded twice, with different results: {named}")
+        raise ValueError(
+            f"these records hold runs more than once, and not alike: {named}. Keep one line of each"
+        )
 
 
 def _which(records: Sequence[Record]) -> str:

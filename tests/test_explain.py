@@ -1,19 +1,11 @@
-"""Maps, costs and records."""
-
-import json
-import shutil
-import subprocess
-from pathlib import Path
+"""Attention maps."""
 
 import pytest
 import torch
 from torch import nn
 
-import cbam_edu
-from cbam_edu import CBAM, create_model, records
-from cbam_edu.complexity import count
+from cbam_edu import CBAM, create_model
 from cbam_edu.explain import attention_maps
-from cbam_edu.train import Recipe
 
 
 def test_attention_maps_are_what_the_gates_answer():
@@ -66,60 +58,3 @@ def test_hooks_are_gone_when_the_network_fails():
 def test_a_network_without_gates_is_told():
     with pytest.raises(ValueError, match="CIFARResNet has no channel or spatial attention"):
         attention_maps(create_model("resnet20"), torch.randn(1, 3, 8, 8))
-
-
-def test_a_record_holds_the_run():
-    model = create_model("cbamnet_tiny", 4, dims=(4, 8))
-    recipe = Recipe(epochs=2, seed=5)
-    history = [
-        {"accuracy": 0.4, "test_loss": 1.0, "train_accuracy": 0.3, "seconds": 1.0},
-        {"accuracy": 0.5, "test_loss": 0.9, "train_accuracy": 0.6, "seconds": 2.25},
-    ]
-    line = records.record(
-        "study",
-        model,
-        recipe,
-        history,
-        data="toy",
-        images=(64, 16),
-        device=torch.device("cpu"),
-    )
-    again = json.loads(json.dumps(line))
-    assert (again["study"], again["model"], again["arm"], again["seed"]) == (
-        "study",
-        "cbamnet_tiny",
-        "cbam",
-        5,
-    )
-    assert (again["accuracy"], again["loss"], again["seconds"]) == (0.5, 0.9, 3.2)
-    assert (again["epochs"], again["train_images"], again["test_images"]) == (2, 64, 16)
-    assert (again["parameters"], again["multiply_accumulates"]) == count(model)[:2]
-    assert Recipe(**again["recipe"]) == recipe
-    assert again["versions"]["cbam_edu"] == cbam_edu.__version__
-    assert again["device"].startswith("CPU (")
-
-
-def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
-    def git(*words):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        command = ["git", "-C", tmp_path, *identity, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    package = tmp_path / "cbam_edu"
-    package.mkdir()
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
-    assert records.commit() is None  # no repository
-    git("init", "-q")
-    shutil.copy(Path(cbam_edu.__file__).parent / "attention.py", package)
-    assert records.commit() is None  # a repository, but not of this code
-    git("add", ".")
-    git("commit", "-q", "-m", "all")
-    assert records.commit() == git("rev-parse", "HEAD")
-    (package / "attention.py").write_text("changed")
-    assert records.commit() == git("rev-parse", "HEAD") + "-dirty"
-
-
-def test_devices_are_named(monkeypatch):
-    assert records.device_name(torch.device("mps")).startswith("MPS (")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    assert records.device_name(torch.device("cuda")) == "a GPU"
