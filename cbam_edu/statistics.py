@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
+from cbam_edu.attention import check_positive
+
 Array = np.ndarray
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # with which an effect should be seen that is there
@@ -32,31 +34,55 @@ class Difference(NamedTuple):
     p: float
 
 
-def _sample(values: Sequence[float] | Array, least: int = 2) -> Array:
+def _sample(values: Sequence[float] | Array) -> Array:
     array = np.asarray(values, dtype=float)
-    if array.ndim != 1 or len(array) < least or not np.isfinite(array).all():
-        raise ValueError(f"a sample is a list of {least} or more finite numbers, got {values!r}")
+    if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
+        raise ValueError(f"a sample is a list of 2 or more finite numbers, got {values!r}")
     return array
+
+
+def _mean(sample: Array) -> tuple[float, float]:
+    """Return a sample's mean and that mean's variance."""
+    rest = sample - sample[0]  # so that values that are all equal have no spread, not a rounding's
+    return float(sample[0] + rest.mean()), float(rest.var(ddof=1)) / len(sample)
+
+
+def _freedom(parts: Sequence[float], counts: Sequence[int], variance: float) -> float:
+    """Return the degrees of freedom of a variance, after Welch and Satterthwaite.
+
+    Each part of it comes from so many values. What is in no part, as that of thousands of images,
+    has no end of them.
+    """
+    unsure = sum((p / variance) ** 2 / (n - 1) for p, n in zip(parts, counts, strict=True))
+    return 1 / max(unsure, 1e-9)
 
 
 def welch(sample: Sequence[float] | Array, baseline: Sequence[float] | Array) -> Difference:
     """Compare two means without supposing equal variances.
 
     B. L. Welch, "The generalization of 'Student's' problem when several different population
-    variances are involved", Biometrika 34 (1947), as `scipy.stats.ttest_ind` computes it.
+    variances are involved", Biometrika 34 (1947). The results are those of `scipy.stats.ttest_ind`,
+    which warns where one sample has no spread, as a control's scores may have none.
 
     Parameters
     ----------
     sample, baseline : sequence of float
         Two or more values each, such as the accuracies of two arms over seeds.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
     """
     a, b = _sample(sample), _sample(baseline)
-    value = float(a.mean() - b.mean())
-    if a.var() + b.var() == 0:  # no spread at all: nothing for a test to stand on
+    (mean, part), (other, other_part) = _mean(a), _mean(b)
+    value, variance = mean - other, part + other_part
+    if variance == 0:  # no spread at all: nothing for a test to stand on
         return Difference(value, value, value, float(value == 0))
-    test = stats.ttest_ind(a, b, equal_var=False)
-    interval = test.confidence_interval(LEVEL)
-    return Difference(value, float(interval.low), float(interval.high), float(test.pvalue))
+    freedom, error = _freedom((part, other_part), (len(a), len(b)), variance), np.sqrt(variance)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error)
+    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    return Difference(value, value - half, value + half, p)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -66,54 +92,59 @@ def holm(p: Sequence[float]) -> list[float]:
     Statistics 6 (1979). SciPy has no such function.
     """
     values = np.asarray(p, dtype=float)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"p-values lie between 0 and 1, got {list(p)!r}")
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p-values are a list of numbers between 0 and 1, got {p!r}")
     order = np.argsort(values, kind="stable")
     steps = values[order] * np.arange(len(values), 0, -1)
     corrected = np.empty(len(values))
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(values) else steps
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return corrected.tolist()
 
 
 def bootstrap(
-    sample: Array, baseline: Array, *, draws: int = 2000, seed: int = 0
+    sample: Array, baseline: Array, *, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Return a 95 % interval of a difference of accuracies, for other seeds and other images.
 
     Seeds are drawn from each arm's, images from those that both were tested on (A. B. Owen, "The
     pigeonhole bootstrap", The Annals of Applied Statistics 1, 2007). The spread of such draws
-    counts what is peculiar to one seed and one image about three times, so two of them are taken
-    off; and as many seeds are drawn as there are but one, which makes the rest right (J. N. K. Rao,
-    C. F. J. Wu, "Resampling inference with complex survey data", JASA 83, 1988). Student's t makes
-    an interval of it: with few seeds, quantiles of draws are too sure of themselves.
+    counts what is peculiar to one seed and one image three times, so two of them are taken off; and
+    as many seeds are drawn as there are but one, which makes the rest right (J. N. K. Rao, C. F. J.
+    Wu, "Resampling inference with complex survey data", JASA 83, 1988). Student's t makes an
+    interval of it: with few seeds, quantiles of draws are too sure of themselves.
 
     Parameters
     ----------
     sample, baseline : ndarray
         ``(seeds, images) bool``: whether the network of that seed named that image rightly. The
-        images are the same in both; there are two or more seeds of each.
+        images are the same in both; there are two or more of them, and two or more seeds of each.
     draws : int
         How many times to draw.
     seed : int
         Of the draws.
+
+    Raises
+    ------
+    ValueError
+        For arrays of another type or shape, and for no draws.
     """
-    arms = [np.asarray(arm, dtype=np.float32) for arm in (sample, baseline)]
-    a, b = arms
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    check_positive("draws", draws)
+    given = [np.asarray(arm) for arm in (sample, baseline)]
+    fit = all(arm.ndim == 2 and arm.dtype == bool and min(arm.shape) > 1 for arm in given)
+    if not fit or given[0].shape[1] != given[1].shape[1]:
+        kinds = " and ".join(f"{arm.shape} {arm.dtype}" for arm in given)
         raise ValueError(
-            "two or more seeds, each on the same images, are wanted: (seeds, images); got shapes "
-            f"{a.shape} and {b.shape}"
+            "wanted are two or more seeds, each on the same two or more images: (seeds, images) "
+            f"bool; got {kinds}"
         )
-    value = float(a.mean(dtype=float) - b.mean(dtype=float))
+    a, b = (arm.astype(np.float32) for arm in given)
+    (mean, part), (other, other_part) = (_mean(arm.mean(1, dtype=float)) for arm in (a, b))
+    value, seeds = mean - other, (part, other_part)
     values = _drawn(a, b, draws, np.random.default_rng(seed))
-    seeds = [arm.mean(1, dtype=float).var(ddof=1) / len(arm) for arm in arms]
-    variance = max(values.var() - sum(map(_peculiar, arms)), sum(seeds))
+    variance = max(float(values.var()) - _peculiar(a) - _peculiar(b), sum(seeds))
     if variance == 0:
         return value, value
-    # Degrees of freedom, after Welch and Satterthwaite: those of the seeds, as far as the spread
-    # comes from the seeds; the images are so many that theirs have no end.
-    parts = sum(v**2 / (len(arm) - 1) for v, arm in zip(seeds, arms, strict=True))
-    freedom = variance**2 / parts if parts else np.inf
+    freedom = _freedom(seeds, (len(a), len(b)), variance)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
     return value - half, value + half
 
@@ -137,7 +168,7 @@ def _peculiar(arm: Array) -> float:
     seeds, images = arm.shape
     rest = arm - arm.mean(0) - arm.mean(1, keepdims=True) + arm.mean()
     each = float((rest**2).sum(dtype=float)) / ((seeds - 1) * (images - 1))
-    return (1 + seeds / (seeds - 1)) * each / (seeds * images)
+    return 2 * each / (seeds * images)
 
 
 def _draw(rng: np.random.Generator, arm: Array, draws: int) -> Array:
@@ -159,16 +190,23 @@ def smallest_effect(
     alpha : float
         p-values below it count as seen; with m comparisons, 0.05 / m is what Holm's correction
         asks of the smallest.
+
+    Raises
+    ------
+    ValueError
+        For other samples, and for an alpha that does not lie between 0 and 1.
     """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1, got {alpha!r}")
     a, b = _sample(sample), _sample(baseline)
-    parts = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    error = float(np.sqrt(sum(parts)))
-    if error == 0:
+    parts = _mean(a)[1], _mean(b)[1]
+    variance = sum(parts)
+    if variance == 0:
         return 0.0
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
-    limit = stats.t.ppf(1 - alpha / 2, freedom)
+    freedom = _freedom(parts, (len(a), len(b)), variance)
+    limit = float(stats.t.ppf(1 - alpha / 2, freedom))
 
     def lacking(effect: float) -> float:
         return float(stats.nct.sf(limit, freedom, effect) - POWER)
 
-    return error * float(optimize.brentq(lacking, 0, 10 * limit))
+    return float(np.sqrt(variance) * optimize.brentq(lacking, 0, 2 * limit + 2))
