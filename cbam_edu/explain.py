@@ -1,5 +1,7 @@
 """Look inside: the attention maps of every layer of a network, and Grad-CAM."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -69,6 +71,18 @@ def attention_maps(model: nn.Module, x: Tensor) -> list[AttentionMap]:
     return [AttentionMap(name, m.get("channel"), m.get("spatial")) for name, m in maps.items()]
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and after that each part into the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:
     """Return where a layer's output speaks for a class.
 
@@ -79,7 +93,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> 
     Parameters
     ----------
     model : torch.nn.Module
-        Maps `x` to logits ``(N, classes)``; run in evaluation mode, and left in the mode it had.
+        Maps `x` to logits ``(N, classes)``; run in evaluation mode, and left as it was.
     x : Tensor
         The network's input, ``(N, 3, H, W) float``.
     classes : Tensor
@@ -96,29 +110,34 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> 
     Raises
     ------
     ValueError
-        Where the layer is not called, or its output is not four-dimensional.
+        Where the layer is not called once, its output is not four-dimensional, or the logits do
+        not depend on it.
     """
     seen: list[Tensor] = []
 
-    def keep(_module: nn.Module, _input: object, out: Tensor) -> None:
+    def keep(_module: nn.Module, _input: object, out: object) -> Tensor | None:
+        if not isinstance(out, Tensor):
+            return None
         seen.append(out)
+        return out.clone()  # to go on with: what follows may write into it
 
-    hook, training = layer.register_forward_hook(keep), model.training
+    hook = layer.register_forward_hook(keep)
     try:
-        model.eval()
-        with torch.enable_grad():  # x needs a gradient, lest frozen weights leave no graph at all
+        # x needs a gradient, lest frozen weights leave no graph at all.
+        with evaluating(model), torch.enable_grad():
             logits = model(x.detach().requires_grad_())
     finally:
         hook.remove()
-        model.train(training)
+    name = type(layer).__name__
     if len(seen) != 1 or seen[0].ndim != 4:
-        shapes = ", ".join(str(tuple(s.shape)) for s in seen) or "nothing"
+        shapes = ", ".join(str(tuple(s.shape)) for s in seen) or "no tensor"
         raise ValueError(
-            f"the layer must be called once and return (N, C, h, w); {type(layer).__name__} "
-            f"returned {shapes}"
+            f"the layer must be called once and return (N, C, h, w); {name} returned {shapes}"
         )
     chosen = logits.gather(1, classes[:, None]).sum()
-    (gradient,) = torch.autograd.grad(chosen, seen)
+    (gradient,) = torch.autograd.grad(chosen, seen, allow_unused=True)
+    if gradient is None:
+        raise ValueError(f"the logits do not depend on what the layer, {name}, returned")
     weights = gradient.mean((2, 3), keepdim=True)
     return F.relu((weights * seen[0].detach()).sum(1))
 

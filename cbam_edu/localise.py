@@ -1,8 +1,8 @@
 """Does a map name the right places? Scores against true masks, and by taking places away.
 
-A map is ``(N, H, W) float``, as large as the images, the higher the more important. Places with
-equal values share what one of them would get, so that a map without a highest place, such as an
-empty one, gets what chance gets.
+A map is ``(N, H, W) float``, as large as the images, the higher the more important. Against a mask,
+places with equal values share what one of them would get, so that a map without a highest place,
+such as an empty one, gets what chance gets.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cbam_edu.data import ImageSet, normalise
-from cbam_edu.explain import attention_maps, grad_cam, resize
+from cbam_edu.explain import attention_maps, evaluating, grad_cam, resize
 from cbam_edu.models import create_model
 
 IMAGES = 500  # of the test images, on which deletion and insertion are measured
@@ -21,11 +21,18 @@ _OTHER = 10_000  # added to a seed, so that controls draw other numbers than the
 
 
 def _check(maps: Tensor, masks: Tensor) -> None:
-    if maps.ndim != 3 or masks.shape != maps.shape or masks.dtype != torch.bool:
+    right = maps.is_floating_point() and masks.dtype == torch.bool
+    if not right or maps.ndim != 3 or masks.shape != maps.shape:
         raise ValueError(
-            "maps are (N, H, W) float and masks (N, H, W) bool; got "
-            f"{tuple(maps.shape)} and {tuple(masks.shape)} of {masks.dtype}"
+            f"maps are (N, H, W) float and masks (N, H, W) bool; got {tuple(maps.shape)} of "
+            f"{maps.dtype} and {tuple(masks.shape)} of {masks.dtype}"
         )
+    _check_finite(maps)
+
+
+def _check_finite(maps: Tensor) -> None:
+    if not maps.isfinite().all():
+        raise ValueError("a map holds infinity or NaN, as those of a network that diverged do")
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
@@ -56,7 +63,8 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 def overlap(maps: Tensor, masks: Tensor) -> Tensor:
     """Return, for each image, the IoU of the mask and the map's highest places, (N,) float.
 
-    As many places are taken as the mask has, so that there is no threshold to choose.
+    As many places are taken as the mask has, so that there is no threshold to choose. Of places
+    that are equal, those within the mask count as often as is to be expected.
     """
     _check(maps, masks)
     flat, inside = maps.flatten(1), masks.flatten(1)
@@ -91,7 +99,7 @@ def fading(model: nn.Module, x: Tensor, maps: Tensor, classes: Tensor) -> tuple[
     x : Tensor
         Normalised images, ``(N, 3, H, W) float``.
     maps : Tensor
-        ``(N, H, W) float``.
+        ``(N, H, W) float``; places of equal value go line by line.
     classes : Tensor
         ``(N,) int64``, whose probability is followed.
 
@@ -100,8 +108,19 @@ def fading(model: nn.Module, x: Tensor, maps: Tensor, classes: Tensor) -> tuple[
     tuple of Tensor
         The class's probability under deletion and under insertion, ``(N, 17)`` each: with none, a
         sixteenth, two sixteenths, ... of the places away, or there.
+
+    Raises
+    ------
+    ValueError
+        For maps that are not as large as the images, or hold infinity or NaN.
     """
-    places = maps[0].numel()
+    if maps.shape != (len(x), *x.shape[2:]):
+        raise ValueError(
+            f"one map for each image, as large, is wanted; got maps {tuple(maps.shape)} for images "
+            f"{tuple(x.shape)}"
+        )
+    _check_finite(maps)
+    places = x.shape[2] * x.shape[3]
     ranks = (
         maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)
     )
@@ -126,7 +145,8 @@ def saliency(model: nn.Module, x: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """Return all maps that a network gives of images, by name, as large as they are.
 
     "grad-cam" is that of the last stage; M_s of each layer that has one is named after it, as in
-    "M_s 0.0", the first block of the first stage.
+    "M_s 0.0", the first block of the first stage. The network, one of
+    `cbam_edu.models.create_model`, is in evaluation mode.
     """
     size = (x.shape[2], x.shape[3])
     last = model.get_submodule(f"stages.{len(list(model.get_submodule('stages').children())) - 1}")
@@ -174,8 +194,8 @@ def _mean(parts: dict[str, list[Tensor]]) -> dict[str, float]:
 
 def _untrained(model: nn.Module, seed: int) -> nn.Module:
     """Return the same network with weights that have learnt nothing."""
-    with torch.random.fork_rng():
-        torch.manual_seed(_OTHER + seed)
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
+        torch.default_generator.manual_seed(_OTHER + seed)
         fresh = create_model(**vars(model)["config"])
     return fresh.to(next(model.parameters()).device).eval()
 
@@ -201,15 +221,15 @@ def localisation_scores(model: nn.Module, test: ImageSet, seed: int) -> dict[str
     """
     if test.masks is None:
         raise ValueError(f"{test.name} has no masks to measure against")
-    model.eval()
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {}
     fresh, generator = _untrained(model, seed), torch.Generator().manual_seed(_OTHER + seed)
-    for x, y, where in _batches(test, device):
-        masks = test.masks[where].to(device)
-        for name, m in _all_maps(model, fresh, x, y, generator).items():
-            for score, measure in SCORES.items():
-                parts.setdefault(f"{name}: {score}", []).append(measure(m, masks).cpu())
+    with evaluating(model):
+        for x, y, where in _batches(test, device):
+            masks = test.masks[where].to(device)
+            for name, m in _all_maps(model, fresh, x, y, generator).items():
+                for score, measure in SCORES.items():
+                    parts.setdefault(f"{name}: {score}", []).append(measure(m, masks).cpu())
     return _mean(parts)
 
 
@@ -223,15 +243,16 @@ def deletion_scores(model: nn.Module, test: ImageSet, seed: int) -> dict[str, fl
         ``"grad-cam: deletion"`` (lower is better) and ``"grad-cam: insertion"`` (higher is). The
         controls are those of `localisation_scores`.
     """
-    model.eval()
     device = next(model.parameters()).device
     parts: dict[str, list[Tensor]] = {}
     fresh, generator = _untrained(model, seed), torch.Generator().manual_seed(_OTHER + seed)
-    for x, _, _ in _batches(test.subset(torch.arange(min(IMAGES, len(test)))), device):
-        with torch.no_grad():
-            predicted = model(x).argmax(1)
-        for name, m in _all_maps(model, fresh, x, predicted, generator).items():
-            curves = fading(model, x, m, predicted)
-            for score, curve in zip(("deletion", "insertion"), curves, strict=True):
-                parts.setdefault(f"{name}: {score}", []).append(area_under(curve).cpu())
+    first = test.subset(torch.arange(min(IMAGES, len(test))))
+    with evaluating(model):
+        for x, _, _ in _batches(first, device):
+            with torch.no_grad():
+                predicted = model(x).argmax(1)
+            for name, m in _all_maps(model, fresh, x, predicted, generator).items():
+                curves = fading(model, x, m, predicted)
+                for score, curve in zip(("deletion", "insertion"), curves, strict=True):
+                    parts.setdefault(f"{name}: {score}", []).append(area_under(curve).cpu())
     return _mean(parts)
