@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from cbam_edu.storage import replace_file
 from cbam_edu.studies import STUDIES, find
 
 Device = Callable[[str], torch.device]
+FIGURES = (".png", ".pdf", ".svg")
 
 
 def default_file(study: str, size: str) -> Path:
@@ -64,7 +66,8 @@ def experiment(args: argparse.Namespace, *, choose_device: Device) -> None:
         compiled=args.compile,
         tell=functools.partial(print, flush=True),
     )
-    print(f"{done} runs done; cbam-edu report {args.study} --size {args.size} reads {out}")
+    told = f"runs done: {done}" if done else "all is done, or being done by another process"
+    print(f"{told}; cbam-edu report {args.study} --size {args.size} reads {out}")
 
 
 def report(args: argparse.Namespace) -> None:
@@ -79,14 +82,17 @@ def report(args: argparse.Namespace) -> None:
     from cbam_edu.report import draw, summarise, write
 
     find(args.study, args.size)
-    paths = args.records or [default_file(args.study, args.size)]
-    records, broken = read(paths)
+    if args.figure and args.figure.suffix not in FIGURES:
+        raise ValueError(f"a figure is a file {', '.join(FIGURES)}; got {args.figure}")
+    default = default_file(args.study, args.size)
+    records, broken = read(args.records or ([default] if default.exists() else []))
     for line in broken:
         print(f"cbam-edu: {line}", file=sys.stderr)
     summary = summarise(args.study, args.size, records)
     print(write(summary))
     if args.figure:
-        draw(summary).savefig(args.figure)
+        figure, kind = draw(summary), args.figure.suffix.removeprefix(".")
+        replace_file(args.figure, lambda file: figure.savefig(file, format=kind))
 
 
 def add_commands(

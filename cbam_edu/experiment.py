@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -21,7 +23,7 @@ from cbam_edu.neighbours import check_name
 from cbam_edu.recipe import autocast
 from cbam_edu.records import Record, append, code, digest, identity, pack, read, record
 from cbam_edu.storage import explained, make_folder
-from cbam_edu.studies import Size, find
+from cbam_edu.studies import Size, Study, find
 from cbam_edu.train import DivergenceError, fit
 
 
@@ -99,8 +101,8 @@ def planned(
     for arm in arms or ():
         check_name(f"arm of {name}", arm, list(study.arms))
     for seed in seeds or ():
-        if type(seed) is not int or seed < 0:
-            raise ValueError(f"seeds are integers from 0 up, got {seed!r}")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seeds are integers from 0 to {2**32 - 1}, got {seed!r}")
     mine, shares = shard
     if not 1 <= mine <= shares:
         raise ValueError(f"a shard is i/n with i from 1 to n, such as 1/4; got {mine}/{shares}")
@@ -160,15 +162,18 @@ def experiment(
     study, chosen = find(name, size)
     images = study.images(chosen, folder=data_dir)
     device, out = torch.device(device), Path(out)
-    _check_addable(out, name, size, chosen, images, tell)
+    _check_addable(out, name, size, images, tell)
     about = f"{code()} {chosen} {digest(*images)}"
-    work = make_folder(out.with_name(f".{out.name}.runs"))
+    work = out.with_name(f".{out.name}.runs")
     mark = hashlib.sha256(about.encode()).hexdigest()[:12]
     done, failed = 0, []
     for arm, seed in runs:
-        folder = make_folder(work / mark / f"{_slug(arm)}-{seed}")
+        folder = work / mark / f"{_slug(arm)}-{seed}"
         with _claim(work / f"{_slug(arm)}-{seed}.lock") as mine:
-            if not mine or (arm, seed) in _finished(out):
+            if not mine:
+                continue
+            if (arm, seed) in _finished(out):
+                shutil.rmtree(folder, ignore_errors=True)  # if it was killed since it was recorded
                 continue
             tell(f"{name}, {size}: {arm}, seed {seed}")
             try:
@@ -182,8 +187,7 @@ def experiment(
             shutil.rmtree(folder, ignore_errors=True)
             done += 1
             tell(f"    {line['accuracy']:.2%}, {line['seconds']:.0f} s")
-    if set(planned(name, size)) <= _finished(out):
-        shutil.rmtree(work, ignore_errors=True)
+    _tidy(work, mark)
     if failed:
         raise DivergenceError("; ".join(failed))
     return done
@@ -195,15 +199,21 @@ def _slug(arm: str) -> str:
 
 
 def _finished(out: Path) -> set[tuple[str, int]]:
-    records = read([out])[0] if out.exists() else []
-    return {(r["arm"], r["seed"]) for r in records}
+    return {(record["arm"], record["seed"]) for record in read([out])[0]}
+
+
+def _tidy(work: Path, mark: str) -> None:
+    """Remove what is beside the records, unless a run is under way or stopped half-way."""
+    with contextlib.ExitStack() as claims:
+        free = all(claims.enter_context(_claim(lock)) for lock in work.glob("*-*.lock"))
+        if free and not list((work / mark).glob("*")):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_addable(
     out: Path,
     name: str,
     size: str,
-    chosen: Size,
     images: tuple[ImageSet, ImageSet],
     tell: Callable[[str], object],
 ) -> None:
@@ -214,43 +224,58 @@ def _check_addable(
     records, broken = read([out])
     for problem in broken:
         tell(str(problem))
-    training, test = images
-    wanted = identity(
-        {
-            "study": name,
-            "size": size,
-            "model": chosen.model,
-            "code": code(),
-            "data": training.name,
-            "digest": digest(*images),
-            "train_images": len(training),
-            "test_images": len(test),
-            "recipe": asdict(chosen.recipe),
-        }
-    )
+    (study, chosen), (training, test) = find(name, size), images
+    about = {
+        "study": name,
+        "size": size,
+        "model": chosen.model,
+        "code": code(),
+        "data": training.name,
+        "digest": digest(*images),
+        "train_images": len(training),
+        "test_images": len(test),
+        "recipe": asdict(chosen.recipe),
+    }
+    configs: dict[str, Any] = {}
     for line in records:
-        there = identity(line)
+        if (arm := line["arm"]) not in configs:
+            configs[arm] = _config(study, chosen, arm, len(training.classes))
+        key = f"config of {arm}"
+        there, wanted = (
+            identity(line) | {key: line["config"]},
+            identity(about) | {key: configs[arm]},
+        )
         if differences := [
             f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} now"
             for key in sorted({**there, **wanted})
             if there.get(key) != wanted.get(key)
         ]:
             raise ValueError(
-                f"{out} holds runs that the new ones could not be compared with "
-                f"({'; '.join(differences)}); choose another file (--out)"
+                f"{out} holds runs (commit {line['commit']}) that the new ones could not be "
+                f"compared with ({'; '.join(differences)}); choose another file (--out)"
             )
+
+
+def _config(study: Study, size: Size, arm: str, classes: int) -> Any:
+    """Return an arm's configuration as a record has it, None for an arm that the study lacks."""
+    if arm not in study.arms:
+        return None
+    with torch.device("meta"):
+        model = create_model(size.model, classes, **study.options(arm, size))
+    return json.loads(json.dumps(vars(model)["config"]))
 
 
 @contextlib.contextmanager
 def _claim(path: Path) -> Iterator[bool]:
     """Say whether a run is this process's alone; the system gives it up if the process dies."""
-    lock = filelock.FileLock(path)
+    make_folder(path.parent)  # another process may have tidied up
+    lock, mine = filelock.FileLock(path), True
+    with explained("lock", path):
+        try:
+            lock.acquire(timeout=0.2, poll_interval=0.02)  # it may be tidying up right now
+        except filelock.Timeout:
+            mine = False
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        yield False
-        return
-    try:
-        yield True
+        yield mine
     finally:
         lock.release()

@@ -1,14 +1,16 @@
 """What a study's records say: tables of differences with their intervals, and a figure of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cbam_edu import plot
 from cbam_edu.records import Record, check_comparable, unpack
 from cbam_edu.statistics import Difference, bootstrap, holm, smallest_effect, welch
 from cbam_edu.studies import Study, Table, find
+
+if TYPE_CHECKING:
+    from cbam_edu.plot import Figure
 
 # Percentage points below which a difference of accuracies matters to nobody: what another seed of
 # the same network easily makes.
@@ -103,6 +105,8 @@ def summarise(name: str, size: str, records: Sequence[Record]) -> Summary:
     check_comparable(records)
     if (there := (records[0]["study"], records[0]["size"])) != (name, size):
         raise ValueError(f"the records are of {', '.join(there)}, not of {name}, {size}")
+    if unknown := sorted({r["arm"] for r in records} - study.arms.keys()):
+        raise ValueError(f"{name} has no arm {', '.join(unknown)}, of which there are records")
     by_arm = {arm: [r for r in records if r["arm"] == arm] for arm in study.arms}
     tables = {
         title: (table, _compare(table, {a: by_arm[a] for a in (table.baseline, *table.arms)}))
@@ -152,7 +156,7 @@ def _compare(table: Table, by_arm: dict[str, list[Record]]) -> list[Arm]:
             )
         first, seconds = by_arm[arm][0], float(np.mean([r["seconds"] for r in by_arm[arm]]))
         cost = first["parameters"], first["multiply_accumulates"]
-        arms.append(Arm(arm, tuple(accuracy[arm]), *cost, seconds, comparison))
+        arms.append(Arm(arm, tuple(accuracy[arm].tolist()), *cost, seconds, comparison))
     return arms
 
 
@@ -237,8 +241,21 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
-def draw(summary: Summary) -> plot.Figure:
-    """Draw each table's differences to its baseline, with both intervals."""
+def draw(summary: Summary) -> "Figure":
+    """Draw each table's differences to its baseline, with both intervals.
+
+    Raises
+    ------
+    ValueError
+        Where there is no difference yet, or no matplotlib.
+    """
+    try:
+        from cbam_edu import plot
+    except ImportError as error:
+        raise ValueError(
+            f"figures are drawn by matplotlib, which cannot be used here ({error}); "
+            'run: pip install "cbam_edu[explain]"'
+        ) from error
     panels = {}
     for title, (table, arms) in summary.tables.items():
         compared = [arm for arm in arms if arm.comparison is not None]

@@ -22,7 +22,7 @@ TABLES = {"gates": Table("Are gates better?", "none", ("c & s",))}
 TINY = Study("Does it help?", ARMS, TABLES, {"small": SIZE}, data="cifar10-mini")
 RUNS = [(arm, seed) for seed in range(SIZE.seeds) for arm in ARMS]
 # Long enough for a kill to fall into an epoch, between two, or between runs.
-LONG = replace(TINY, sizes={"small": replace(SIZE, recipe=replace(RECIPE, epochs=4), images=100)})
+LONG = replace(TINY, sizes={"small": replace(SIZE, recipe=replace(RECIPE, epochs=4), images=40)})
 
 
 def a_record(arm="none", seed=0, right=None, **changes):
