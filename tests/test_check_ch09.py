@@ -294,7 +294,7 @@ def simulated(gain: float, spread: float, arms: int) -> int:
     """Find the number by making studies: the power is estimated, not computed."""
     rng, n = np.random.default_rng(0), max(2, int(0.9 * envelope(gain, spread, arms)))
     while True:
-        a, b = rng.normal(0, spread, (2, 3000, n))
+        a, b = rng.normal(0, spread, (2, 1500, n))
         p = stats.ttest_ind(a + gain, b, axis=1).pvalue
         if (p < 0.05 / arms).mean() >= 0.8:
             return n
