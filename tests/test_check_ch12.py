@@ -354,7 +354,10 @@ def of_mean_1(m: Tensor) -> Tensor:
         (lambda z: z.shape[1] * (-z).softmax(1), "3. In some image"),
         (lambda z: of_mean_1(z.exp().round() + 1), "3. In some image"),
         (lambda z: of_mean_1((z - z.mean(0, keepdim=True)).sigmoid()), "3. In some image"),
-        (lambda z: z.shape[1] * (z / z.std().nan_to_num(1)).softmax(1), "another image of the batch"),
+        (
+            lambda z: z.shape[1] * (z / z.std().nan_to_num(1)).softmax(1),
+            "another image of the batch",
+        ),
         (lambda z: z.shape[1] * (z * len(z)).softmax(1), "when it is alone in the batch"),
         (lambda z: z.shape[1] * (1000 * z).exp() / (1000 * z).exp().sum(1, True), "not finite"),
         (lambda z: z.softmax(1).flatten(1), "has shape (3, 4)"),
