@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -111,6 +112,26 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     )
 
 
+def _command(args: argparse.Namespace, recipe: Recipe) -> str:
+    """Return the words that repeat a run of `train` in one process, on any machine."""
+    words = ["cbam-edu", "train", "--model", args.model]
+    usual = {"attention": None, "data": "cifar10", "size": None, "study": "single"}
+    chosen = {name: getattr(args, name) for name in usual}
+    usual |= dataclasses.asdict(Recipe())
+    chosen |= dataclasses.asdict(recipe)
+    if args.validate:
+        words.append("--validate")
+    for name, value in chosen.items():
+        flag = name.replace("_", "-")
+        if value == usual[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
 def train(args: argparse.Namespace) -> None:
     """Train a network and leave weights, checkpoint, log and record in a folder.
 
@@ -155,6 +176,7 @@ def train(args: argparse.Namespace) -> None:
         size=training.size,
         device=device,
     )
+    line["command"] = _command(args, recipe)
     replace_file(out / "record.jsonl", lambda f: f.write((json.dumps(line) + "\n").encode()))
     kind = "validation" if args.validate else "test"
     print(f"{line['accuracy']:.2%} of {len(test):,} {kind} images; {out / 'model.safetensors'}")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,6 +95,60 @@ def test_a_second_run_does_not_overwrite_the_first(trained, capsys):
     assert (trained / "model.safetensors").read_bytes() == before
 
 
+def test_a_record_has_the_command_that_gives_it_again(trained, tmp_path):
+    record = json.loads((trained / "record.jsonl").read_text())
+    words = shlex.split(record["command"])
+    assert words == [
+        "cbam-edu",
+        "train",
+        "--model",
+        "cbamnet_tiny",
+        "--data",
+        "cifar10-mini",
+        "--study",
+        "test",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "250",
+        "--lr",
+        "0.05",
+        "--seed",
+        "3",
+    ]
+    assert main([*words[1:], "--device", "cpu", "--out", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "record.jsonl").read_text())
+    same = record.keys() - {"seconds", "commit"}
+    assert {key: again[key] for key in same} == {key: record[key] for key in same}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--recipe", "speed", "--cutout", "0", "--validate", "--attention", "none"],
+        ["--channel-weight-decay", "0", "--no-flip", "--no-channels-last", "--ema", "0.99"],
+        ["--data", "a folder's", "--size", "64", "--study", "two words", "--deterministic"],
+    ],
+)
+def test_a_command_says_all_that_was_asked_for_but_the_machine(words):
+    def asked(words):
+        args = cli.build_parser().parse_args(["train", *words])
+        return args, cli._recipe(args)
+
+    machine = ["--device", "cpu", "--out", "x", "--data-dir", "y", "--workers", "2", "--resume"]
+    args, recipe = asked(["--model", "resnet20", *words, *machine])
+    command = cli._command(args, recipe)
+    again, its = asked(shlex.split(command)[2:])
+    assert its == recipe
+    names = ("model", "attention", "data", "size", "study", "validate")
+    assert [getattr(again, n) for n in names] == [getattr(args, n) for n in names]
+    assert cli._command(again, its) == command
+    assert not any(word in command for word in ("--out", "--data-dir", "--device", "--workers"))
+    if not words:
+        assert command == "cbam-edu train --model resnet20"
+
+
 def test_evaluate_measures_what_was_trained(trained, capsys):
     words = ["--model", trained / "model.safetensors", "--data", "cifar10-mini"]
     code, out, _ = run(capsys, "evaluate", *words, "--device", "cpu")
@@ -175,6 +230,7 @@ def test_export_says_the_opset(trained, tmp_path, capsys, monkeypatch):
 def test_starting_brings_nothing_that_takes_seconds():
     """ptflops brings torchvision and timm along, these torch's compiler: 4 s for every command."""
     heavy = ["ptflops", "torchvision", "timm", "sympy", "torch._dynamo", "matplotlib", "onnx"]
+    heavy.append("scipy")
     code = f"import cbam_edu.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

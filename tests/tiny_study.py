@@ -28,7 +28,7 @@ LONG = replace(TINY, sizes={"small": replace(SIZE, recipe=replace(RECIPE, epochs
 def a_record(arm="none", seed=0, right=None, **changes):
     """Return a whole record of `TINY`, as if a run had named these test images rightly."""
     right = np.arange(10) % 2 == 0 if right is None else np.asarray(right)
-    options = TINY.options(arm, SIZE)
+    options = {"attention": None, **ARMS.get(arm, {"attention": arm})}
     record = {
         "study": "tiny",
         "model": SIZE.model,
