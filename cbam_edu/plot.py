@@ -383,9 +383,24 @@ def differences(
         interval, and a grey line stands at zero.
     label : str
         The quantity and its unit.
+
+    Raises
+    ------
+    ValueError
+        For no panels, a panel with no differences, and for what is not five numbers.
     """
     if not panels or not all(panels.values()):
         raise ValueError("panels must hold at least one difference each, got none")
+    numbers = {
+        title: _array(f"panel {title!r}", list(panel.values()), 2)
+        for title, panel in panels.items()
+    }
+    for title, rows in numbers.items():
+        if rows.shape[1] != 5:
+            raise ValueError(
+                f"each of panel {title!r} must be five numbers (value, low, high, wider low, wider "
+                f"high), got {rows.shape[1]}"
+            )
     counts = [len(panel) for panel in panels.values()]
     height = 0.26 * sum(counts) + 0.55 * len(counts) + 0.6
     figure = Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
@@ -394,7 +409,7 @@ def differences(
     )[:, 0]
     for axes, (title, panel) in zip(axes_of, panels.items(), strict=True):
         places = np.arange(len(panel))[::-1]
-        value, low, high, outer, upper = _array(f"panel {title}", list(panel.values()), 2).T
+        value, low, high, outer, upper = numbers[title].T
         axes.axvline(0, color="0.6", linewidth=1)
         axes.hlines(places, outer, upper, color=PALETTE[0], linewidth=1)
         axes.hlines(places, low, high, color=PALETTE[0], linewidth=4)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from cbam_edu.attention import check_positive
 
@@ -80,8 +80,8 @@ def welch(sample: Sequence[float] | Array, baseline: Sequence[float] | Array) ->
     if variance == 0:  # no spread at all: nothing for a test to stand on
         return Difference(value, value, value, float(value == 0))
     freedom, error = _freedom((part, other_part), (len(a), len(b)), variance), np.sqrt(variance)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error)
-    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    half = float(error * special.stdtrit(freedom, (1 + LEVEL) / 2))  # Student's t
+    p = float(2 * special.stdtr(freedom, -abs(value) / error))
     return Difference(value, value - half, value + half, p)
 
 
@@ -145,7 +145,7 @@ def bootstrap(
     if variance == 0:
         return value, value
     freedom = _freedom(seeds, (len(a), len(b)), variance)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+    half = float(np.sqrt(variance) * special.stdtrit(freedom, (1 + LEVEL) / 2))
     return value - half, value + half
 
 
@@ -204,7 +204,7 @@ def smallest_effect(
     if variance == 0:
         return 0.0
     freedom = _freedom(parts, (len(a), len(b)), variance)
-    limit = float(stats.t.ppf(1 - alpha / 2, freedom))
+    limit = float(special.stdtrit(freedom, 1 - alpha / 2))
 
     def lacking(effect: float) -> float:
         return float(stats.nct.sf(limit, freedom, effect) - POWER)
