@@ -73,10 +73,10 @@ def experiment(args: argparse.Namespace, *, choose_device: Device) -> None:
 def report(args: argparse.Namespace) -> None:
     """Print what a study's records say, as tables, and draw them.
 
-    Differences are to the first arm of a table, with Welch's 95 % interval over seeds, and in
-    brackets the one over seeds and test images by a two-level bootstrap; p is after Holm's
-    correction; "seen" is the smallest difference that would have shown in four of five such
-    studies.
+    Differences are to the first arm of a table, with Welch's 95 % interval over seeds; "other
+    images, too" is the interval over seeds and test images, by a two-level bootstrap; both are of
+    one comparison, while p is after Holm's correction for all of the table; "would show" is the
+    smallest difference that shows in four of five such studies.
     """
     from cbam_edu.records import read
     from cbam_edu.report import draw, summarise, write

@@ -99,7 +99,8 @@ def fading(model: nn.Module, x: Tensor, maps: Tensor, classes: Tensor) -> tuple[
     x : Tensor
         Normalised images, ``(N, 3, H, W) float``.
     maps : Tensor
-        ``(N, H, W) float``; places of equal value go line by line.
+        ``(N, H, W) float``; places of equal value go in an order that is no line nor block, the
+        same for all images.
     classes : Tensor
         ``(N,) int64``, whose probability is followed.
 
@@ -121,9 +122,10 @@ def fading(model: nn.Module, x: Tensor, maps: Tensor, classes: Tensor) -> tuple[
         )
     _check_finite(maps)
     places = x.shape[2] * x.shape[3]
-    ranks = (
-        maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)
-    )
+    # Grad-CAM has many zeros: in the order of memory they would go as one block, from the top left.
+    mixed = torch.randperm(places, generator=torch.Generator().manual_seed(0)).to(maps.device)
+    order = mixed[maps.flatten(1)[:, mixed].argsort(dim=1, descending=True, stable=True)]
+    ranks = order.argsort(dim=1).view_as(maps)
     curves = []
     for deleting in (True, False):
         points = []

@@ -217,7 +217,7 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Record], list[Br
 
 
 def recorded(study: str, size: str) -> list[Record]:
-    """Return the records that come with the book, of a study at a size.
+    """Return the records that come with the book, of a study at a size, by arm and seed.
 
     Raises
     ------
@@ -233,7 +233,7 @@ def recorded(study: str, size: str) -> list[Record]:
     records, broken = read([path])
     if broken:
         raise ValueError("; ".join(map(str, broken)))
-    return records
+    return sorted(records, key=lambda r: (r["arm"], r["seed"]))
 
 
 def _whole(line: bytes) -> Record:

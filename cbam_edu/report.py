@@ -192,9 +192,14 @@ def reading(comparison: Comparison | None) -> str:
     difference = comparison.difference
     if comparison.p < 0.05:
         return "supported" if difference.value > 0 else "not supported: worse"
+    if difference.high <= 0:
+        return "not supported: no better"
     if difference.high < MARGIN:
-        return f"not supported: at most {max(difference.high, 0):.1f} better"
+        return f"not supported: at most {difference.high:.2f} better"
     return "not decidable with this n"
+
+
+HEADINGS = ("other images, too", "p (Holm)", "would show", "reading")
 
 
 def write(summary: Summary) -> str:
@@ -203,7 +208,7 @@ def write(summary: Summary) -> str:
     if summary.lacking:
         parts.append(f"Not all runs are there: {', '.join(summary.lacking)}.")
     for title, (table, arms) in summary.tables.items():
-        rows = [["arm", "n", "accuracy, %", f"minus {table.baseline}", "p", "seen", "", "reading"]]
+        rows = [["arm", "n", "accuracy, %", f"minus {table.baseline}", *HEADINGS]]
         for arm in arms:
             spread = f" ± {arm.spread:.2f}" if len(arm.accuracies) > 1 else ""
             row = [arm.name, str(len(arm.accuracies)), f"{arm.mean:.2f}{spread}"]
@@ -211,9 +216,8 @@ def write(summary: Summary) -> str:
                 d = c.difference
                 row += [
                     f"{d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f})",
-                    *(f"{c.p:.3f}", f"{c.smallest:.2f}"),
-                    f"[{c.wide[0]:+.2f} to {c.wide[1]:+.2f}]",
-                    reading(c),
+                    f"{c.wide[0]:+.2f} to {c.wide[1]:+.2f}",
+                    *(f"{c.p:.3f}", f"{c.smallest:.2f}", reading(c)),
                 ]
             rows.append(row)
         parts.append(f"{title}: {table.question}\n{_columns(rows)}")

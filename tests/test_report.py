@@ -91,15 +91,15 @@ def test_the_text_is_this(monkeypatch):
         "Not all runs are there: worse (1 of 3).\n"
         "\n"
         "gates: Are gates better?\n"
-        "  arm    n  accuracy, %   minus none               p      seen  "
-        "                   reading\n"
+        "  arm    n  accuracy, %   minus none               other images, too  p (Holm)  "
+        "would show  reading\n"
         "  none   3  52.00 ± 2.00\n"
-        "  c & s  3  58.00 ± 2.00  +6.00 (+1.47 to +10.53)  0.021  7.89  "
-        "[-1.00 to +12.30]  supported\n"
+        "  c & s  3  58.00 ± 2.00  +6.00 (+1.47 to +10.53)  -1.00 to +12.30    0.021     "
+        "7.89        supported\n"
         "  worse  1  32.00\n"
         "\n"
         "other: Is the other better?\n"
-        "  arm    n  accuracy, %   minus worse  p  seen    reading\n"
+        "  arm    n  accuracy, %   minus worse  other images, too  p (Holm)  would show  reading\n"
         "  worse  1  32.00\n"
         "  c & s  3  58.00 ± 2.00"
     )
@@ -154,8 +154,8 @@ def compared(value, low, high, p):
         (None, "not run"),
         (compared(0.5, 0.1, 0.9, 0.01), "supported"),
         (compared(-0.5, -0.9, -0.1, 0.01), "not supported: worse"),
-        (compared(-0.1, -0.35, 0.15, 0.4), "not supported: at most 0.1 better"),
-        (compared(-0.3, -0.5, -0.1, 0.06), "not supported: at most 0.0 better"),
+        (compared(-0.1, -0.35, 0.15, 0.4), "not supported: at most 0.15 better"),
+        (compared(-0.3, -0.5, -0.1, 0.06), "not supported: no better"),
         (compared(0.3, -0.2, 0.8, 0.2), "not decidable with this n"),
         (compared(0.3, 0.1, 0.5, 0.05), "not decidable with this n"),
     ],

@@ -21,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import tables
 from cbam_edu.records import recorded
-from cbam_edu.report import CONTROLS, Arm, Score, Summary, draw, reading, summarise
+from cbam_edu.report import CONTROLS, HEADINGS, Arm, Score, Summary, draw, reading, summarise
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 # For each comparison: the paper's table, which figure of a row is the top-1 error, and our arms'
@@ -77,8 +77,8 @@ def rows(title: str, arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of one comparison."""
     published = paper(title)
     base = arms[0].name
-    headings = ["arm", "n", "accuracy, %", f"minus {base}", "other images, too", "p", "would show"]
-    headings += ["reading", *(["paper's error", "paper's gain"] if published else [])]
+    headings = ["arm", "n", "accuracy, %", f"minus {base}", *HEADINGS]
+    headings += ["paper's error", "paper's gain"] if published else []
     body = []
     for arm in arms:
         spread = f" ± {arm.spread:.2f}" if len(arm.accuracies) > 1 else ""
