@@ -17,7 +17,10 @@ CHAPTERS = (
     "03_channel_attention",
     "04_spatial_attention",
     "05_cbam",
+    "09_does_it_help",
+    "10_what_does_it_look_at",
     "11_cost",
+    "12_variants",
 )
 PRELUDE = """\
 import torch
