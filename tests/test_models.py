@@ -20,7 +20,7 @@ from cbam_edu import (
     save_model,
 )
 from cbam_edu.fused import CBAM
-from cbam_edu.models import Bottleneck, ModelFileError, list_pretrained
+from cbam_edu.models import Bottleneck, CIFARResNet, ModelFileError, list_pretrained
 from cbam_edu.models.resnet import ResidualBlock
 from cbam_edu.neighbours import ATTENTIONS
 from cbam_edu.storage import StorageError
@@ -57,6 +57,22 @@ def test_resnets_have_the_published_size(name, published, exact):
     count = parameters(create_model(name))
     assert count == exact
     assert count / 1e6 == pytest.approx(published, abs=0.05 if published > 1 else 0.005)
+
+
+@pytest.mark.parametrize("name", [n for n in list_models() if models._MODELS[n][0] is CIFARResNet])
+def test_a_resnets_name_is_its_number_of_layers(name):
+    layers = [m for m in create_model(name).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert name == f"resnet{len(layers)}"
+
+
+def test_resnet8_has_one_block_a_stage():
+    """3 x 3 convolutions, each with a BatchNorm, and a linear head: 6n + 2 layers for n = 1."""
+    model = create_model("resnet8")
+    pairs = [(3, 16), (16, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64)]
+    assert parameters(model) == sum(9 * a * b + 2 * b for a, b in pairs) + 64 * 10 + 10
+    shapes = [tuple(m.shape) for m in model.forward_features(torch.randn(2, 3, 32, 32))]
+    assert shapes == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
+    assert [len(stage) for stage in model.stages] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d"])

@@ -12,13 +12,16 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from cbam_edu import create_model
+from cbam_edu import attention, create_model
 from cbam_edu.fused import CBAM
 from cbam_edu.neighbours import (
     ATTENTIONS,
     BAM,
     ECA,
+    STUDIED,
+    Half,
     SqueezeExcitation,
+    Variant,
     attention_layer,
     check_name,
 )
@@ -367,3 +370,193 @@ def test_bad_options():
 def test_unknown_options_are_told(name, option, message):
     with pytest.raises(ValueError, match=message):
         attention_layer(name, 8, **{option: 4})
+
+
+# ---- For studies: Variant and Half
+
+
+def same_weights(layer: type, channels: int, **options) -> nn.Module:
+    torch.manual_seed(0)
+    return layer(channels, **options)
+
+
+VARIANTS = [
+    {},
+    {"reduction": 2, "kernel_size": 3},
+    {"order": "parallel"},
+    {"order": "spatial-channel", "gate": "hard-sigmoid"},
+    {"order": "spatial-only", "norm": False},
+]
+
+
+@pytest.mark.parametrize("twin", [attention.CBAM, CBAM], ids=["plain", "fused"])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_a_variant_without_its_own_options_is_cbam(options, twin):
+    """Bit for bit: weights, results, gradients and running statistics, in both modes."""
+    torch.manual_seed(1)
+    x, upstream = torch.randn(2, 2, 8, 5, 6).unbind()
+    layers = [same_weights(kind, 8, **options) for kind in (Variant, twin)]
+    assert list(layers[0].state_dict()) == list(layers[1].state_dict())
+    results = []
+    for layer in layers:
+        given = x.clone().requires_grad_()
+        out = layer(given)
+        gradients = torch.autograd.grad(out, [given, *layer.parameters()], upstream)
+        quiet = layer.eval()(x)
+        results.append([out, quiet, *gradients, *layer.state_dict().values()])
+    assert all(map(torch.equal, *results))
+    assert not torch.equal(results[0][0], x)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_a_variants_1x1_convolution_by_its_formula(kernel, norm):
+    torch.manual_seed(0)
+    layer = Variant(8, 2, kernel, squeeze="conv", norm=norm).double().eval()
+    w = layer.state_dict()
+    if norm:
+        for name, value in (
+            ("running_mean", 0.3),
+            ("running_var", 2.0),
+            ("weight", 1.5),
+            ("bias", -0.2),
+        ):
+            w[f"spatial.norm.{name}"].fill_(value)
+    x = torch.randn(2, 8, 9, 6, dtype=torch.float64)
+    y = x * layer.channel(x)
+    mixed = torch.einsum("c,nchw->nhw", w["spatial.squeeze.weight"].flatten(), y)
+    side = kernel // 2
+    windows = F.pad(mixed, (side,) * 4).unfold(1, kernel, 1).unfold(2, kernel, 1)
+    logits = torch.einsum("nhwij,ij->nhw", windows, w["spatial.conv.weight"][0, 0])
+    if norm:
+        logits = (logits - 0.3) / (2.0 + 1e-5) ** 0.5 * 1.5 - 0.2
+    wanted = y / (1 + torch.exp(-logits))[:, None]
+    assert_close(layer(x), wanted, rtol=1e-12, atol=1e-12)
+    assert logits.std() > 0.05
+
+
+@pytest.mark.parametrize("squeeze", ["pool", "conv"])
+def test_a_norm_that_starts_at_zero_learns_one_step_late(squeeze):
+    torch.manual_seed(0)
+    layer = Variant(8, 2, 3, squeeze=squeeze, norm_scale=0.0)
+    x, wanted = torch.randn(4, 8, 5, 5), torch.randn(4, 8, 5, 5)
+    assert torch.equal(layer.spatial(x), torch.full((4, 1, 5, 5), 0.5))
+    assert torch.equal(layer(x), x * layer.channel(x) * 0.5)
+    learner = torch.optim.SGD(layer.parameters(), lr=0.1)
+    seen = []
+    for _ in range(2):
+        learner.zero_grad()
+        F.mse_loss(layer(x), wanted).backward()
+        spatial = layer.spatial
+        seen.append((spatial.conv.weight.grad.abs().max(), spatial.norm.weight.grad.abs().max()))
+        learner.step()
+    (first, first_scale), (second, _) = seen
+    assert first == 0
+    assert first_scale > 0
+    assert second > 0
+    assert layer.spatial(x).std() > 0
+
+
+def test_the_scale_that_a_norm_starts_at():
+    for scale in (0.0, 1.0, 0.25):
+        norm = Variant(8, norm_scale=scale).spatial.norm
+        assert (norm.weight.item(), norm.bias.item()) == (scale, 0)
+
+
+@pytest.mark.parametrize("squeeze", ["pool", "conv"])
+def test_a_variant_trains_on_a_single_place(squeeze):
+    layer = Variant(8, squeeze=squeeze).train()
+    out = layer(torch.randn(1, 8, 1, 1))  # one value has no variance: the running ones serve
+    assert out.isfinite().all()
+    assert layer.spatial.norm.num_batches_tracked == 0
+    assert layer.spatial.norm.running_var == 1
+    layer(torch.randn(2, 8, 1, 1)).sum().backward()
+    assert layer.spatial.norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "count"),
+    [
+        (Variant(64), 2 * 64 * 4 + 4 + 64 + 2 * 49 + 2),
+        (Variant(64, norm_scale=0.0), 2 * 64 * 4 + 4 + 64 + 2 * 49 + 2),
+        (Variant(64, squeeze="conv"), 2 * 64 * 4 + 4 + 64 + 64 + 49 + 2),
+        (Variant(64, 8, 3, squeeze="conv", norm=False), 2 * 64 * 8 + 8 + 64 + 64 + 9),
+        (Half(64), 0),
+    ],
+)
+def test_number_of_parameters_of_what_is_studied(layer, count):
+    assert sum(p.numel() for p in layer.parameters()) == count
+
+
+def test_half_is_a_quarter():
+    x = torch.randn(2, 8, 4, 5, requires_grad=True)
+    out = Half(8)(x)
+    assert torch.equal(out, x / 4)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 0.25))
+    assert not Half(8).state_dict()
+
+
+@pytest.mark.parametrize("name", STUDIED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 4, 5), (1, 8, 1, 1), (0, 8, 4, 4), (2, 8, 1, 6)], ids=str)
+def test_what_is_studied_keeps_shape_and_dtype(name, dtype, shape):
+    options = {"squeeze": "conv"} if name == "variant" else {}
+    layer, x = attention_layer(name, 8, **options).to(dtype), torch.randn(shape, dtype=dtype)
+    result = layer(x)
+    assert (result.shape, result.dtype) == (x.shape, x.dtype)
+    assert result.isfinite().all()
+
+
+def test_what_is_studied_goes_by_name_but_is_not_offered():
+    assert not set(STUDIED) & set(ATTENTIONS)
+    assert type(attention_layer("half", 8)) is Half
+    layer = attention_layer("variant", 8, reduction=2, squeeze="conv", norm_scale=0.5)
+    assert type(layer) is Variant
+    assert layer.channel.mixer[0].out_features == 4
+    assert layer.spatial.norm.weight == 0.5
+    model = create_model("resnet8", attention="half", dims=(4, 8)).eval()
+    assert [n for n, m in model.named_modules() if isinstance(m, Half)] == [
+        "stages.0.0.attention",
+        "stages.1.0.attention",
+    ]
+    # A half twice is what a BatchNorm before it could do alone.
+    plain = create_model("resnet8", dims=(4, 8)).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for stage in plain.stages:
+            stage[0].bn2.weight /= 4
+            stage[0].bn2.bias /= 4
+        x = torch.randn(2, 3, 8, 8)
+        assert_close(model(x), plain(x))
+
+
+@pytest.mark.parametrize("name", STUDIED)
+def test_bad_input_of_what_is_studied(name):
+    layer = attention_layer(name, 8)
+    for shape in ((8, 4, 4), (2, 7, 4, 4), (2, 8, 0, 4)):
+        with pytest.raises(ValueError, match=r"of shape \(N, 8, H, W\), got"):
+            layer(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"floating-point input, got torch.int64"):
+        layer(torch.zeros(2, 8, 4, 4, dtype=torch.int64))
+    for channels in (0, 2.5, True):
+        with pytest.raises(ValueError, match="channels must be a positive integer, got"):
+            attention_layer(name, channels)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("variant", {"squeeze": "max"}, "squeeze must be one of pool, conv; got 'max'"),
+        ("variant", {"order": "channel-only"}, "order must be one of channel-spatial, .*; got"),
+        ("variant", {"norm": False, "norm_scale": 0.0}, "norm_scale needs norm=True; got 0.0 with"),
+        ("variant", {"squeeze": "conv", "kernel_size": 4}, "kernel_size must be a positive odd"),
+        ("variant", {"gate": "relu"}, "gate must be one of"),
+        ("variant", {"reduction": 0}, "reduction must be a positive integer, got 0"),
+        ("variant", {"sqeeze": "conv"}, "unknown option of variant 'sqeeze'; did you mean squeeze"),
+        ("half", {"reduction": 2}, "unknown option of half 'reduction'"),
+    ],
+)  # fmt: skip
+def test_bad_options_of_what_is_studied(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        attention_layer(name, 8, **options)

@@ -18,6 +18,13 @@ from cbam_edu import plot
 
 RNG = np.random.default_rng(0)
 PHOTOS = RNG.integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+PANELS = {
+    "neighbours: minus none": {
+        "se": (0.1, -0.3, 0.5, -0.6, 0.8),
+        "cbam": (0.4, 0.1, 0.7, 0.0, 0.9),
+    },
+    "order: minus a rather long name": {"parallel": (-0.2, -0.9, 0.5, -1.1, 0.7)},
+}
 
 FIGURES = {
     "grids": lambda: plot.grids([np.eye(3), torch.randn(2, 4)], ["a", "b"], xlabel="x", ylabel="y"),
@@ -28,6 +35,7 @@ FIGURES = {
     "overlay": lambda: plot.overlay(PHOTOS, RNG.random((3, 1, 8, 8)), label="attention"),
     "lines": lambda: plot.lines({"loss": ([1, 2, 3], [3, 2, 1])}, xlabel="epoch", ylabel="loss"),
     "roofline": lambda: plot.roofline({"ReLU": (0.1, 1e9)}, bandwidth=2e10, rate=1e11),
+    "differences": lambda: plot.differences(PANELS, label="difference, percentage points"),
 }
 
 
@@ -291,12 +299,48 @@ def test_roofline_shows_its_ridge_where_all_points_lie_to_one_side():
     assert max(axes.lines[0].get_xdata()) > 10
 
 
+def test_differences_stand_below_one_another_with_both_intervals():
+    figure = plot.differences(PANELS, label="points")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(PANELS)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "points"]
+    for axes, panel in zip(figure.axes, PANELS.values(), strict=True):
+        labels = [text.get_text() for text in axes.get_yticklabels()]
+        assert labels == list(panel)
+        places = axes.get_yticks()
+        assert list(places) == sorted(places, reverse=True)  # the first is the highest
+        thin, thick = axes.collections
+        assert thin.get_linewidth()[0] < thick.get_linewidth()[0]
+        zero, points = axes.lines
+        assert list(zero.get_xdata()) == [0, 0]
+        for i, (value, low, high, outer, upper) in enumerate(panel.values()):
+            np.testing.assert_array_equal(
+                thick.get_segments()[i], [[low, places[i]], [high, places[i]]]
+            )
+            np.testing.assert_array_equal(
+                thin.get_segments()[i], [[outer, places[i]], [upper, places[i]]]
+            )
+            np.testing.assert_array_equal(points.get_xydata()[i], [value, places[i]])
+    one, other = figure.axes
+    assert one.get_xlim() == other.get_xlim()
+    assert (
+        plot.differences(dict([*PANELS.items()][:1]), label="x").get_size_inches()[1]
+        < figure.get_size_inches()[1]
+    )
+
+
 # ---- Bad input
 
 
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
+        (lambda: plot.differences({}, label=""), "at least one difference each, got none"),
+        (lambda: plot.differences({"a": {}}, label=""), "at least one difference each, got none"),
+        (
+            lambda: plot.differences({"a": {"x": (1, 0, 2)}}, label=""),
+            r"each of panel 'a' must be five numbers .* got 3",
+        ),
+        (lambda: plot.differences({"a": {"x": 1}}, label=""), r"panel 'a' must be .* 2-D array"),
         (lambda: plot.grids([]), "arrays must hold at least one"),
         (lambda: plot.grids([[1, 2]]), r"must be a non-empty 2-D array .* got shape \(2,\)"),
         (lambda: plot.grids([np.zeros((0, 3))]), r"non-empty 2-D array .* got shape \(0, 3\)"),
