@@ -110,8 +110,8 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> 
     Raises
     ------
     ValueError
-        Where the layer is not called once, its output is not four-dimensional, or the logits do
-        not depend on it.
+        Where the layer is not called once, its output is not four-dimensional, the logits do not
+        depend on it, or the network has no such class.
     """
     seen: list[Tensor] = []
 
@@ -126,6 +126,12 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> 
         # x needs a gradient, lest frozen weights leave no graph at all.
         with evaluating(model), torch.enable_grad():
             logits = model(x.detach().requires_grad_())
+            if classes.min() < 0 or classes.max() >= logits.shape[1]:
+                raise ValueError(
+                    f"classes must lie between 0 and {logits.shape[1] - 1}, for a network of "
+                    f"{logits.shape[1]} outputs; got {classes.min()} to {classes.max()}"
+                )
+            chosen = logits.gather(1, classes[:, None]).sum()
     finally:
         hook.remove()
     name = type(layer).__name__
@@ -134,7 +140,6 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> 
         raise ValueError(
             f"the layer must be called once and return (N, C, h, w); {name} returned {shapes}"
         )
-    chosen = logits.gather(1, classes[:, None]).sum()
     (gradient,) = torch.autograd.grad(chosen, seen, allow_unused=True)
     if gradient is None:
         raise ValueError(f"the logits do not depend on what the layer, {name}, returned")

@@ -276,3 +276,10 @@ def test_resize_keeps_what_it_should():
     assert_close(larger.mean((1, 2)), maps.mean((1, 2)), atol=0.1, rtol=0)
     assert_close(resize(torch.full((1, 2, 2), 0.3), (7, 9)), torch.full((1, 7, 9), 0.3))
     assert_close(resize(maps[1:], (12, 30)), larger[1:])
+
+
+@pytest.mark.parametrize("classes", [[5, 0, 1], [0, -1, 2]])
+def test_grad_cam_is_asked_about_classes_that_there_are(classes):
+    model = network("resnet8")
+    with pytest.raises(ValueError, match="classes must lie between 0 and 4, for a network of 5"):
+        grad_cam(model, images(), torch.tensor(classes), model.stages[-1])

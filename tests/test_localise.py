@@ -215,7 +215,7 @@ def test_equal_places_go_in_no_order_of_memory():
 def network(name: str = "resnet8", **options) -> nn.Module:
     torch.manual_seed(0)
     dims = (4, 4, 4, 4) if name == "resnet9" else (4, 8)
-    return create_model(name, 5, **({"dims": dims} | options)).eval()
+    return create_model(name, 10, **({"dims": dims} | options)).eval()
 
 
 def test_fading_begins_with_the_whole_image_and_ends_with_none():
