@@ -216,6 +216,21 @@ def test_the_maps_of_controls_stand_in_columns():
     assert rows == [wanted]
 
 
+def test_the_table_of_coverage_has_every_world_that_was_simulated():
+    headings, rows = evidence.coverage_rows()
+    lines = (records.RESULTS / "checks/coverage.jsonl").read_text("utf-8").splitlines()
+    assert len(rows) == len(lines)
+    (row,) = [r for r in rows if r[:3] == ["bootstrap", "images matter", "20"]]
+    (found,) = [
+        r
+        for r in map(json.loads, lines)
+        if (r["method"], r.get("world"), r["seeds"]) == ("bootstrap", "images", 20)
+    ]
+    assert row[4] == f"{100 * found['covered'] / 1000:.1f} %"
+    assert row[6] == f"{100 * found['covered by Welch'] / 1000:.1f} %"
+    assert len(headings) == len(row)
+
+
 def recorded_studies():
     return sorted((records.RESULTS / "studies").glob("*.jsonl"))
 

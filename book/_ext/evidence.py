@@ -1,4 +1,4 @@
-"""The directives ``study-table``, ``study-figure`` and ``study-maps``: what the studies found.
+"""The directives ``study-table``, ``study-figure``, ``study-maps`` and ``coverage``: the evidence.
 
 They show `cbam_edu.report`'s comparisons of the records in ``book/results/studies``, and beside
 them what the paper reports on ImageNet, read from ``book/results/paper_tables.json``. Nothing in
@@ -113,6 +113,42 @@ def map_rows(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
     return headings, body
 
 
+def coverage_rows() -> tuple[list[str], list[list[str]]]:
+    """Return how often intervals held a known truth, and alarms were false, world by world."""
+    lines = (RESULTS / "checks" / "coverage.jsonl").read_text("utf-8").splitlines()
+    headings = ["method", "world", "seeds", "studies", "truth in the interval", "false alarms"]
+    headings += ["the same by Welch or uncorrected"]
+    body = []
+    for r in map(json.loads, lines):
+        if r["method"] == "welch":
+            world = (
+                "equal spreads" if r["spreads"] == [1, 1] else "one spread three times the other"
+            )
+        elif r["method"] == "holm":
+            world = "{} arms, {} of them better".format(*r["family"])
+        else:
+            world = {"seeds": "seeds matter", "images": "images matter"}.get(r["world"], "both do")
+        rates = {
+            key: f"{100 * r[key] / r['repetitions']:.1f} %"
+            for key in ("covered", "alarms", "covered by Welch", "uncorrected alarms")
+            if key in r
+        }
+        other = rates.get("covered by Welch", rates.get("uncorrected alarms", ""))
+        row = [r["method"], world, str(r["seeds"]), f"{r['repetitions']:,}"]
+        body.append([*row, rates.get("covered", ""), rates["alarms"], other])
+    return headings, body
+
+
+class Coverage(SphinxDirective):
+    """How often the intervals held the truth where it was known."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        self.env.note_dependency(str(RESULTS / "checks" / "coverage.jsonl"))
+        headings, body = coverage_rows()
+        return [tables.table(headings, body, set(headings[2:]))]
+
+
 class _Study(SphinxDirective):
     """What the options mean: a study and its size."""
 
@@ -203,4 +239,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("study-table", StudyTable)
     app.add_directive("study-figure", StudyFigure)
     app.add_directive("study-maps", StudyMaps)
+    app.add_directive("coverage", Coverage)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
