@@ -7,7 +7,7 @@ import numpy as np
 
 from cbam_edu.records import Record, check_comparable, unpack
 from cbam_edu.statistics import Difference, bootstrap, holm, smallest_effect, welch
-from cbam_edu.studies import Study, Table, find
+from cbam_edu.studies import Table, find
 
 if TYPE_CHECKING:
     from cbam_edu.plot import Figure
@@ -117,17 +117,17 @@ def summarise(name: str, size: str, records: Sequence[Record]) -> Summary:
         for arm, runs in by_arm.items()
         if len(runs) < chosen.seeds
     ]
-    return Summary(name, size, _about(study, records), tables, _scores(records), lacking)
+    return Summary(name, size, _about(records), tables, _scores(records), lacking)
 
 
-def _about(study: Study, records: Sequence[Record]) -> str:
+def _about(records: Sequence[Record]) -> str:
     first = records[0]
     devices = "; ".join(sorted({r["device"] for r in records}))
     torches = ", ".join(sorted({r["versions"]["torch"] for r in records}))
     recipe = first["recipe"]
     hours = sum(r["seconds"] for r in records) / 3600
     return (
-        f"{study.question} {first['model']} on {first['data']}, {first['train_images']:,} training "
+        f"{first['model']} on {first['data']}, {first['train_images']:,} training "
         f"and {first['test_images']:,} test images, {first['epochs']} epochs in batches of "
         f"{recipe['batch_size']}, {recipe['precision']}; {len(records)} runs, {hours:.1f} hours of "
         f"training on {devices}; torch {torches}."
@@ -204,7 +204,7 @@ HEADINGS = ("other images, too", "p (Holm)", "would show", "reading")
 
 def write(summary: Summary) -> str:
     """Return the summary as text."""
-    parts = [f"{summary.study}, {summary.size}. {summary.about}"]
+    parts = [f"{summary.study}, {summary.size}: {summary.about}"]
     if summary.lacking:
         parts.append(f"Not all runs are there: {', '.join(summary.lacking)}.")
     for title, (table, arms) in summary.tables.items():

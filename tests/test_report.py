@@ -84,7 +84,7 @@ def test_the_text_is_this(monkeypatch):
     monkeypatch.setattr(report, "smallest_effect", lambda sample, baseline, alpha: 7.891)
     found = runs(arms=("none", "c & s"), seeds=(0, 1, 2))
     assert write(summarise("tiny", "small", [*found, *runs(("worse",), (2,))])) == (
-        "tiny, small. Does it help? cbamnet_tiny on cifar10-mini, 50 training and 100 test images, "
+        "tiny, small: cbamnet_tiny on cifar10-mini, 50 training and 100 test images, "
         "2 epochs in batches of 25, float32; 7 runs, 0.2 hours of training on "
         "CPU (x86_64, 1 threads); torch 2.11.0.\n"
         "\n"

@@ -77,19 +77,20 @@ def rows(title: str, arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of one comparison."""
     published = paper(title)
     base = arms[0].name
-    headings = ["arm", "n", "accuracy, %", f"minus {base}", *HEADINGS]
+    # What decides stands first: on a narrow screen, the rest has to be scrolled to.
+    headings = ["arm", "n", "accuracy, %", f"minus {base}", *HEADINGS[::-1]]
     headings += ["paper's error", "paper's gain"] if published else []
     body = []
     for arm in arms:
         spread = f" ± {arm.spread:.2f}" if len(arm.accuracies) > 1 else ""
         row = [arm.name, str(len(arm.accuracies)), f"{arm.mean:.2f}{spread}"]
         if (c := arm.comparison) is None:
-            row += ["", "", "", "", "baseline" if arm.name == base else "one run only"]
+            row += ["", "baseline" if arm.name == base else "one run only", "", "", ""]
         else:
             d, (low, high) = c.difference, c.wide
             p = f"{c.p:.3f}" if c.p >= 0.001 else "below 0.001"
-            row += [f"{d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f})", f"{low:+.2f} to {high:+.2f}"]
-            row += [p, f"{c.smallest:.2f}", reading(c)]
+            row += [f"{d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f})", reading(c)]
+            row += [f"{c.smallest:.2f}", p, f"{low:+.2f} to {high:+.2f}"]
         if published:
             there = arm.name in published
             row.append(f"{published[arm.name]:.2f}" if there else "")
