@@ -268,14 +268,25 @@ def _config(study: Study, size: Size, arm: str, classes: int) -> Any:
 @contextlib.contextmanager
 def _claim(path: Path) -> Iterator[bool]:
     """Say whether a run is this process's alone; the system gives it up if the process dies."""
-    make_folder(path.parent)  # another process may have tidied up
-    lock, mine = filelock.FileLock(path), True
-    with explained("lock", path):
-        try:
-            lock.acquire(timeout=0.2, poll_interval=0.02)  # it may be tidying up right now
-        except filelock.Timeout:
-            mine = False
+    lock = filelock.FileLock(path)
     try:
-        yield mine
+        yield _acquire(lock, path)
     finally:
         lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock, path: Path) -> bool:
+    """Take a lock, unless another process has it; again, where one has tidied up meanwhile."""
+    with explained("lock", path):
+        for _ in range(20):
+            make_folder(path.parent)
+            try:
+                lock.acquire(timeout=0.2, poll_interval=0.02)  # it may be tidying up right now
+            except filelock.Timeout:
+                return False
+            except FileNotFoundError:
+                continue  # the folder went between the two lines
+            if path.exists():
+                return True
+            lock.release()  # of a file that is there no more, so that it keeps nobody out
+    return False

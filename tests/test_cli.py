@@ -82,7 +82,7 @@ def test_the_seed_draws_the_initial_weights_too(trained, tmp_path, capsys):
 
 def test_a_second_run_does_not_overwrite_the_first(trained, capsys):
     before = (trained / "model.safetensors").read_bytes()
-    words = [*FAST, "--epochs", 1, "--lr", 0.05, "--seed", 3, "--out", trained]
+    words = [*FAST, "--epochs", 1, "--lr", 0.05, "--seed", 3, "--out", trained, "--study", "test"]
     code, _, err = run(capsys, "train", *words)
     assert code == 2
     assert "holds a run already; resume it (--resume), or choose another folder" in err

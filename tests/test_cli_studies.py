@@ -72,7 +72,7 @@ def test_a_study_from_its_runs_to_its_table_and_figure(capsys, tmp_path):
     assert out.startswith("all is done, or being done by another process; cbam-edu report tiny ")
     code, out, err = run(capsys, "report", "tiny", "--size", "small", "--figure", "a.svg")
     assert (code, err) == (0, "")
-    assert out.startswith("tiny, small. Does it help? cbamnet_tiny on cifar10-mini, 50 training ")
+    assert out.startswith("tiny, small: cbamnet_tiny on cifar10-mini, 50 training ")
     assert "Not all runs are there" not in out
     assert (tmp_path / "a.svg").read_text("utf-8").startswith("<?xml")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.svg", "results"]

@@ -254,6 +254,12 @@ def test_the_recorded_studies_are_whole_and_of_their_definitions(path):
         assert find(name, size)[0].data == record["data"]
 
 
+def test_the_full_recipe_brings_the_plain_network_to_where_the_literature_has_it():
+    runs = cbam_edu.records.recorded("neighbours-resnet20", "full")
+    accuracies = [record["accuracy"] for record in runs if record["arm"] == "none"]
+    assert 0.917 <= sum(accuracies) / len(accuracies) <= 0.926
+
+
 def test_the_page_of_results_shows_every_recorded_study():
     page = (ROOT / "book" / "results.md").read_text("utf-8")
     for path in recorded_studies():
