@@ -99,8 +99,9 @@ class Study:
 # What the literature trains a ResNet-20 for is 64,000 steps of 128 images, 164 epochs; a rate that
 # falls in a straight line needs fewer.
 FULL = Recipe(epochs=100, precision="bfloat16")
-# The rate is the best of three for plain networks on training images that no small study uses
-# (tests/tuning.py; records in book/results/checks/tuning.jsonl).
+# The rate is the best of three for the plain ResNet-20 on training images that no small study uses,
+# and ResNet-9 has its own. ResNet-8 takes ResNet-20's; for it alone, 0.4 would have been better
+# (tests/tuning.py; records in book/results/checks/tuning.jsonl, one seed each).
 SMALL = Recipe(epochs=2, batch_size=64, lr=0.1, precision="bfloat16")
 IMAGES = 1000  # of each class, in a small study
 
