@@ -17,7 +17,7 @@ import evidence
 import offline
 import records
 import timings
-from cbam_edu.report import Arm, Comparison, Score
+from cbam_edu.report import Arm, Comparison, Score, reading
 from cbam_edu.statistics import Difference
 from cbam_edu.studies import STUDIES, find
 from notebook_cells import CHAPTERS, ROOT
@@ -252,6 +252,56 @@ def test_the_recorded_studies_are_whole_and_of_their_definitions(path):
         assert record["recipe"] == dataclasses.asdict(chosen.recipe) | {"seed": record["seed"]}
         assert not record["commit"].endswith("-dirty")
         assert find(name, size)[0].data == record["data"]
+
+
+def readings(study):
+    found = evidence.summary(study, "small").tables
+    return {
+        title: {arm.name: reading(arm.comparison) for arm in arms[1:]}
+        for title, (_, arms) in found.items()
+    }
+
+
+def lies_off(study, arm, kind, score, control, sign):
+    """Say whether a score's interval lies on that side of a control's."""
+    (found,) = [
+        s
+        for s in evidence.summary(study, "small").scores
+        if (s.arm, s.map, s.score) == (arm, kind, score)
+    ]
+    difference = found.against[control]
+    return (difference.low if sign > 0 else -difference.high) > 0
+
+
+def test_what_the_page_of_results_says_in_words():
+    undecided = "not decidable with this n"
+    for network in ("resnet20", "resnet9"):
+        study = f"neighbours-{network}"
+        (arms,) = (arms for _, arms in evidence.summary(study, "small").tables.values())
+        assert all(a.comparison.p > 0.05 and a.comparison.smallest > 3 for a in arms[1:])
+        said = readings(study)["neighbours"]
+        assert all(w == undecided for name, w in said.items() if name != "half")
+    said = readings("variants")
+    assert set(said["pooling"].values()) == {"not supported: worse"}
+    arms = evidence.summary("variants", "small").tables["pooling"][1]
+    assert max(arms[1:], key=lambda arm: arm.mean).name == "avg & max"
+    assert set(said["spatial"].values()) == {"not supported: worse"}
+    assert said["order"]["parallel"] == "supported"
+    assert not any(said["order"][name] == "supported" for name in ("cbam", "spatial first"))
+    assert set(said["reduction"].values()) == {undecided}
+    assert said["gate"] == {"softmax": "not supported: worse", "hard-sigmoid": undecided}
+    assert said["norm"] == {"no norm": "supported", "norm from 0": undecided}
+    for score in ("pointing", "energy", "iou"):
+        for arm in ("none", "se", "cbam"):
+            assert lies_off("where", arm, "grad-cam", score, "centre", +1)
+            assert lies_off("where", arm, "grad-cam", score, "untrained", +1)
+        assert not lies_off("where", "cbam", "M_s 0.0", score, "centre", +1)
+    assert lies_off("where", "cbam", "M_s 2.0", "iou", "centre", +1)
+    assert lies_off("where", "cbam", "M_s 2.0", "iou", "untrained", +1)
+    for arm in ("none", "se", "cbam"):
+        assert lies_off("deletion", arm, "grad-cam", "deletion", "centre", -1)
+    for gate in ("M_s 0.0", "M_s 1.0", "M_s 2.0"):
+        assert not lies_off("deletion", "cbam", gate, "deletion", "centre", -1)
 
 
 def test_the_full_recipe_brings_the_plain_network_to_where_the_literature_has_it():
