@@ -51,7 +51,6 @@ def run(
     device: torch.device,
     folder: Path,
     compiled: bool = False,
-    progress: bool = False,
 ) -> Record:
     """Train one arm with one seed and return its record; `folder` keeps the checkpoint."""
     study, chosen = find(name, size)
@@ -60,9 +59,7 @@ def run(
     torch.manual_seed(seed)
     model = create_model(chosen.model, len(training.classes), **study.options(arm, chosen))
     torch.compiler.reset()  # torch counts how many forms of a class it has compiled, up to 8
-    history = fit(
-        model, training, recipe, device=device, out=folder, resume=True, progress=progress
-    )
+    history = fit(model, training, recipe, device=device, out=folder, resume=True, progress=False)
     right, loss = answers(model, test, recipe.precision)
     history[-1] |= {"accuracy": right.double().mean().item(), "test_loss": loss}
     line = record(

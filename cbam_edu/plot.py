@@ -422,6 +422,7 @@ def differences(
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def roofline(points: Mapping[str, tuple[float, float]], *, bandwidth: float, rate: float) -> Figure:
     """Draw how fast pieces of work run, under the roof of the machine.
 
