@@ -55,7 +55,8 @@ def run(
     """Train one arm with one seed and return its record; `folder` keeps the checkpoint."""
     study, chosen = find(name, size)
     training, test = images
-    recipe = replace(chosen.recipe, seed=seed, compile=chosen.recipe.compile or compiled)
+    recipe = study.recipe(arm, chosen)
+    recipe = replace(recipe, seed=seed, compile=recipe.compile or compiled)
     torch.manual_seed(seed)
     model = create_model(chosen.model, len(training.classes), **study.options(arm, chosen))
     torch.compiler.reset()  # torch counts how many forms of a class it has compiled, up to 8
@@ -80,6 +81,8 @@ def run(
         "correct": pack(right),
         "command": shlex.join(words + ["--compile"] * compiled),
     }
+    if arm in study.changes:
+        line["changes"] = dict(study.changes[arm])
     if study.scores is not None:
         line["scores"] = study.scores(model, test, seed)
     return line
@@ -231,16 +234,18 @@ def _check_addable(
         "digest": digest(*images),
         "train_images": len(training),
         "test_images": len(test),
-        "recipe": asdict(chosen.recipe),
     }
     configs: dict[str, Any] = {}
     for line in records:
         if (arm := line["arm"]) not in configs:
             configs[arm] = _config(study, chosen, arm, len(training.classes))
-        key = f"config of {arm}"
         there, wanted = (
-            identity(line) | {key: line["config"]},
-            identity(about) | {key: configs[arm]},
+            identity(line),
+            identity(
+                about
+                | {"arm": arm, "config": configs[arm], "changes": study.changes.get(arm, {})}
+                | {"recipe": asdict(study.recipe(arm, chosen))}
+            ),
         )
         if differences := [
             f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} now"

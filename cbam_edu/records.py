@@ -273,10 +273,17 @@ def append(path: Path, record: Record, lock: Path) -> None:
 
 
 def identity(record: Record) -> dict[str, Any]:
-    """Return what must be the same in all records that are compared."""
+    """Return what must be the same in all records that are compared, or in all of one arm."""
     keys = ("study", "size", "model", "data", "digest", "train_images", "test_images", "code")
-    recipe = {k: v for k, v in record["recipe"].items() if k not in _COMPUTING}
-    return {k: record[k] for k in keys} | {f"recipe.{k}": v for k, v in recipe.items()}
+    arm, changes = record["arm"], record.get("changes", {})
+    recipe = {k: v for k, v in record["recipe"].items() if k not in {*_COMPUTING, *changes}}
+    of_the_arm = {f"config of {arm}": record["config"], f"changes of {arm}": changes}
+    return (
+        {k: record[k] for k in keys}
+        | {f"recipe.{k}": v for k, v in recipe.items()}
+        | of_the_arm
+        | {f"recipe.{k} of {arm}": record["recipe"].get(k) for k in changes}
+    )
 
 
 def check_comparable(records: Sequence[Record]) -> None:
@@ -287,8 +294,7 @@ def check_comparable(records: Sequence[Record]) -> None:
     """
     found: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        about = identity(record) | {f"config of {record['arm']}": record["config"]}
-        for key, value in about.items():
+        for key, value in identity(record).items():
             found.setdefault(key, {}).setdefault(json.dumps(value, sort_keys=True), []).append(
                 record
             )

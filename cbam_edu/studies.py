@@ -72,6 +72,8 @@ class Study:
         As for `cbam_edu.data.load`.
     scores : callable, optional
         ``(model, test images, seed) -> dict`` of what else is measured once a network is trained.
+    changes : mapping
+        What an arm changes in the size's recipe, in a study of the recipe itself.
     """
 
     question: str
@@ -80,11 +82,16 @@ class Study:
     sizes: Mapping[str, Size]
     data: str = "cifar10"
     scores: Callable[[nn.Module, ImageSet, int], Scores] | None = None
+    changes: Mapping[str, Options] = field(default_factory=dict)
 
     def options(self, arm: str, size: Size) -> dict[str, Any]:
         """Return an arm's options for `cbam_edu.models.create_model`."""
         own = {"dims": size.wider} if arm == "wider" else {}
         return {"attention": None, **size.options, **self.arms[arm], **own}
+
+    def recipe(self, arm: str, size: Size) -> Recipe:
+        """Return what an arm is trained by."""
+        return replace(size.recipe, **self.changes.get(arm, {}))
 
     def images(self, size: Size, **options: Any) -> tuple[ImageSet, ImageSet]:
         """Return the images to train and to test on; `options` go to `cbam_edu.data.load`."""
@@ -142,6 +149,17 @@ VARIANTS: dict[str, Options] = {
     "hard-sigmoid": _with("cbam", gate="hard-sigmoid"),
     "no norm": _with("cbam", norm=False),
     "norm from 0": _with("variant", norm_scale=0.0),
+}
+# What the recipe leaves out, or has more or less of, or adds.
+RECIPE_CHANGES: dict[str, Options] = {
+    "no augmentation": {"crop": 0, "flip": False},
+    "no weight decay": {"weight_decay": 0.0},
+    "no momentum": {"momentum": 0.0},
+    "no warm-up": {"warmup": 0.0},
+    "lr / 10": {"lr": 0.01},
+    "lr x 10": {"lr": 1.0},
+    "label smoothing": {"label_smoothing": 0.1},
+    "mixup": {"mixup": 0.2},
 }
 _LOOKING: dict[str, Options] = {name: NEIGHBOURS[name] for name in ("none", "se", "cbam")}
 _TABLE = functools.partial(Table, baseline="none")
@@ -207,6 +225,23 @@ STUDIES: dict[str, Study] = {
             ),
         },
         _RESNETS,
+    ),
+    "recipe": Study(
+        "Which ingredients of the recipe matter?",
+        {"recipe": {}, **{arm: {} for arm in RECIPE_CHANGES}},
+        {
+            "recipe": Table(
+                "What does the plain network lose or win without an ingredient, or with another?",
+                "recipe",
+                tuple(RECIPE_CHANGES),
+            )
+        },
+        {
+            "full": Size("resnet20", replace(FULL, lr=0.1), 8),
+            # Images so few, and epochs so many, that a network can learn them by heart.
+            "small": Size("resnet8", replace(SMALL, epochs=30), 5, 200),
+        },
+        changes=RECIPE_CHANGES,
     ),
     "where": Study(
         "Do the gates look at the object?",

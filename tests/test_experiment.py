@@ -16,7 +16,7 @@ from cbam_edu import cli, experiment, studies
 from cbam_edu.data import normalise
 from cbam_edu.experiment import answers, planned
 from cbam_edu.models import create_model
-from cbam_edu.records import code, commit, digest, pack, read, unpack
+from cbam_edu.records import check_comparable, code, commit, digest, pack, read, unpack
 from cbam_edu.storage import StorageError
 from cbam_edu.train import DivergenceError, evaluate
 from tiny_study import DEATHS, LONG, RUNS, SIZE, TINY, a_record, do, start
@@ -233,6 +233,27 @@ def test_a_file_of_other_runs_is_refused_before_anything_is_trained(
     assert str(error.value).count(" there, ") == 1  # nothing else differs
     assert list(tmp_path.iterdir()) == [out]
     assert out.read_bytes() == before
+
+
+def test_an_arm_may_change_the_recipe_and_is_held_to_what_it_changes(tmp_path, monkeypatch):
+    own = {"lr": 0.001}
+    changed = replace(TINY, changes={"c & s": own})
+    monkeypatch.setitem(studies.STUDIES, "tiny", changed)
+    out = tmp_path / "runs.jsonl"
+    assert do_study(out, seeds=[0]) == 2
+    plain, lower = read([out])[0]
+    assert (plain["recipe"]["lr"], "changes" in plain) == (0.05, False)
+    assert (lower["recipe"]["lr"], lower["changes"]) == (0.001, own)
+    check_comparable([plain, lower])
+    again = lower | {"seed": 1, "recipe": lower["recipe"] | {"lr": 0.002}}
+    with pytest.raises(ValueError, match=r"differ in recipe\.lr of c & s: 0\.001 .*, 0\.002 "):
+        check_comparable([plain, lower, again])
+    again = lower | {"seed": 1, "recipe": lower["recipe"] | {"epochs": 3}}
+    with pytest.raises(ValueError, match=r"differ in recipe\.epochs: 2 .*, 3 "):
+        check_comparable([plain, lower, again])
+    monkeypatch.setitem(studies.STUDIES, "tiny", TINY)  # where the arm changes nothing
+    with pytest.raises(ValueError, match=r"changes of c & s: \{'lr': 0\.001\} there, \{\} now"):
+        do_study(out)
 
 
 def test_runs_whose_loss_is_lost_leave_the_others_alone(tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ def test_the_studies_are_those_that_the_book_reads():
         "neighbours-resnet20",
         "neighbours-resnet9",
         "variants",
+        "recipe",
         "where",
         "deletion",
     ]
@@ -51,7 +52,10 @@ def test_each_arm_is_a_network_of_its_own(name, size):
     study, chosen = find(name, size)
     configs = [vars(network(study, chosen, arm))["config"] for arm in study.arms]
     assert {config["name"] for config in configs} == {chosen.model}
-    assert all(config not in configs[:i] for i, config in enumerate(configs))
+    trained = [
+        (config, study.recipe(arm, chosen)) for config, arm in zip(configs, study.arms, strict=True)
+    ]
+    assert all(one not in trained[:i] for i, one in enumerate(trained))
     slugs = {re.sub(r"\W", "_", arm) for arm in study.arms}
     assert len(slugs) == len(study.arms)  # their checkpoints have folders of their own
 
@@ -75,8 +79,18 @@ def test_the_seeds_are_as_many_as_promised():
     assert all(n == 5 for (_, size), n in seeds.items() if size == "small")
 
 
-def test_no_arm_is_trained_in_a_way_of_its_own():
+def test_only_the_study_of_the_recipe_trains_an_arm_in_a_way_of_its_own():
     """A recipe belongs to a size, an arm has options of the network alone."""
+    assert [name for name, study in STUDIES.items() if study.changes] == ["recipe"]
+    study = STUDIES["recipe"]
+    assert set(study.arms) == {"recipe", *study.changes}
+    for size in study.sizes.values():
+        assert {arm: study.recipe(arm, size) for arm in study.arms} == {
+            "recipe": size.recipe,
+            **{arm: dataclasses.replace(size.recipe, **own) for arm, own in study.changes.items()},
+        }
+        assert size.recipe.lr == 10 * study.changes["lr / 10"]["lr"]
+        assert size.recipe.lr == study.changes["lr x 10"]["lr"] / 10
     assert {field.name for field in dataclasses.fields(Size)} >= {"recipe", "seeds"}
     assert not {field.name for field in dataclasses.fields(Study)} & {"recipe", "seeds"}
     for arms in (NEIGHBOURS, VARIANTS):
@@ -93,8 +107,10 @@ def test_full_studies_have_the_recipes_that_reach_what_the_literature_has():
     assert find("neighbours-resnet20", "full")[1].recipe == Recipe(epochs=100, precision="bfloat16")
     assert find("neighbours-resnet9", "full")[1].recipe == RECIPES["speed"]
     assert find("where", "full")[1].recipe.epochs == 20
+    small = {"recipe": 200, "where": None}
     for name, size in PLACES:
-        assert find(name, size)[1].images == (1000 if size == "small" and name != "where" else None)
+        wanted = small.get(name, 1000) if size == "small" else None
+        assert find(name, size)[1].images == wanted
 
 
 @pytest.mark.parametrize(("name", "size"), NEIGHBOUR_PLACES)
