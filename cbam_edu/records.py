@@ -224,16 +224,43 @@ def recorded(study: str, size: str) -> list[Record]:
     ValueError
         Where the study has not been run at that size, or a line of the records is broken.
     """
-    package = Path(__file__).parent
-    inside = package / "results"  # of an installed package; beside the book, the book has them
-    folder = inside if inside.is_dir() else package.parent / "book" / "results" / "studies"
-    path = folder / f"{study}-{size}.jsonl"
+    path = _inside("studies") / f"{study}-{size}.jsonl"
     if not path.exists():
         raise ValueError(f"the book has no records of {study}, {size}")
     records, broken = read([path])
     if broken:
         raise ValueError("; ".join(map(str, broken)))
     return sorted(records, key=lambda r: (r["arm"], r["seed"]))
+
+
+def course(run: str) -> list[dict[str, float]]:
+    """Return a recorded run's course, one entry an epoch, as `cbam_edu.train.fit` returns it.
+
+    Parameters
+    ----------
+    run : str
+        A study at a size and an arm of it, such as ``"neighbours-resnet20-full_none"``.
+
+    Raises
+    ------
+    ValueError
+        Where the book keeps no course of that run, with those that it keeps.
+    """
+    folder = _inside("logs")
+    known = sorted(path.stem for path in folder.glob("*.jsonl"))
+    if run not in known:
+        raise ValueError(f"the book has no course of {run!r}, but of {', '.join(known) or 'none'}")
+    lines = (folder / f"{run}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _inside(kind: str) -> Path:
+    """Return where the book's results of a kind are: "studies" or "logs"."""
+    package = Path(__file__).parent
+    inside = package / "results"  # of an installed package; beside the book, the book has them
+    if not inside.is_dir():
+        return package.parent / "book" / "results" / kind
+    return inside if kind == "studies" else inside / kind
 
 
 def _whole(line: bytes) -> Record:

@@ -211,6 +211,7 @@ def test_the_wheel_holds_the_package_and_its_data_and_is_small(tmp_path):
     }
     assert "cbam_edu/py.typed" in ours
     assert ours <= held
+    assert "cbam_edu/results/logs/neighbours-resnet20-full_none.jsonl" in held  # chapter 8 draws it
     assert {name.split("/")[0] for name in held} == {
         "cbam_edu",
         f"cbam_edu-{cbam_edu.__version__}.dist-info",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import cbam_edu
 from cbam_edu import create_model, data, records
 from cbam_edu.complexity import count
-from cbam_edu.records import append, check_comparable, digest, pack, read, recorded, unpack
+from cbam_edu.records import append, check_comparable, course, digest, pack, read, recorded, unpack
 from cbam_edu.storage import StorageError
 from cbam_edu.train import Recipe
 from tiny_study import a_record
@@ -325,6 +325,23 @@ def test_records_of_the_book_and_of_an_installed_package(tmp_path, monkeypatch):
     (package / "results" / "tiny-small.jsonl").write_bytes(line(a_record(seed=1)) + b"{")
     with pytest.raises(ValueError, match=r"tiny-small.jsonl, line 2: no whole line of JSON"):
         recorded("tiny", "small")
+
+
+def test_courses_of_the_book_and_of_an_installed_package(tmp_path, monkeypatch):
+    runs = recorded("neighbours-resnet20", "full")
+    (recorded_run,) = (r for r in runs if (r["arm"], r["seed"]) == ("none", 0))
+    epochs = course("neighbours-resnet20-full_none")
+    assert [entry["epoch"] for entry in epochs] == list(range(1, recorded_run["epochs"] + 1))
+    assert epochs[-1]["accuracy"] == recorded_run["accuracy"]
+    with pytest.raises(ValueError, match=r"no course of 'x', but of neighbours-resnet20-full_none"):
+        course("x")
+    package = tmp_path / "cbam_edu"
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    with pytest.raises(ValueError, match="no course of 'x', but of none"):
+        course("x")
+    (package / "results" / "logs").mkdir(parents=True)
+    (package / "results" / "logs" / "x.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n', "utf-8")
+    assert course("x") == [{"epoch": 1, "loss": 2.5}]
 
 
 def test_the_books_records_are_whole_and_comparable():
