@@ -78,16 +78,19 @@ def report(args: argparse.Namespace) -> None:
     one comparison, while p is after Holm's correction for all of the table; "would show" is the
     smallest difference that shows in four of five such studies.
     """
-    from cbam_edu.records import read
+    from cbam_edu.records import read, recorded
     from cbam_edu.report import draw, summarise, write
 
     find(args.study, args.size)
     if args.figure and args.figure.suffix not in FIGURES:
         raise ValueError(f"a figure is a file {', '.join(FIGURES)}; got {args.figure}")
     default = default_file(args.study, args.size)
-    records, broken = read(args.records or ([default] if default.exists() else []))
-    for line in broken:
-        print(f"cbam-edu: {line}", file=sys.stderr)
+    if args.records or default.exists():
+        records, broken = read(args.records or [default])
+        for line in broken:
+            print(f"cbam-edu: {line}", file=sys.stderr)
+    else:  # nothing of the user's own: those that come with the book
+        records = recorded(args.study, args.size)
     summary = summarise(args.study, args.size, records)
     print(write(summary))
     if args.figure:
@@ -124,7 +127,8 @@ def add_commands(
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="read these, from several machines, say (default: results/STUDY-SIZE.jsonl)",
+        help="read these, from several machines, say (default: results/STUDY-SIZE.jsonl, else the "
+        "book's own)",
     )
     command.add_argument("--figure", type=Path, metavar="FILE", help="draw the differences")
 

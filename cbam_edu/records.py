@@ -226,7 +226,10 @@ def recorded(study: str, size: str) -> list[Record]:
     """
     path = _inside("studies") / f"{study}-{size}.jsonl"
     if not path.exists():
-        raise ValueError(f"the book has no records of {study}, {size}")
+        raise ValueError(
+            f"the book has no records of {study}, {size}; cbam-edu experiment {study} --size {size} "
+            "makes them"
+        )
     records, broken = read([path])
     if broken:
         raise ValueError("; ".join(map(str, broken)))
@@ -255,12 +258,10 @@ def course(run: str) -> list[dict[str, float]]:
 
 
 def _inside(kind: str) -> Path:
-    """Return where the book's results of a kind are: "studies" or "logs"."""
+    """Return where the book's results of a kind are, such as "studies" or "logs"."""
     package = Path(__file__).parent
     inside = package / "results"  # of an installed package; beside the book, the book has them
-    if not inside.is_dir():
-        return package.parent / "book" / "results" / kind
-    return inside if kind == "studies" else inside / kind
+    return (inside if inside.is_dir() else package.parent / "book" / "results") / kind
 
 
 def _whole(line: bytes) -> Record:

@@ -270,3 +270,14 @@ def test_ctrl_c_in_truth_and_the_same_command_again(tmp_path, monkeypatch):
     assert main(words) == 0
     assert sorted((r["arm"], r["seed"]) for r in read([out])[0]) == sorted(RUNS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["errors", "runs.jsonl"]
+
+
+def test_report_falls_back_on_the_books_records(tmp_path, capsys):
+    code, out, err = run(capsys, "report", "deletion", "--size", "small")
+    assert (code, err) == (0, "")
+    assert out.startswith("deletion, small: resnet8 on cifar10, ")
+    (tmp_path / "results").mkdir()
+    write(tmp_path / "results" / "deletion-small.jsonl", a_record())
+    code, out, err = run(capsys, "report", "deletion", "--size", "small")  # the user's come first
+    assert (code, out) == (2, "")
+    assert "the records are of tiny, small, not of deletion, small" in err

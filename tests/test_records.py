@@ -321,8 +321,10 @@ def test_records_of_the_book_and_of_an_installed_package(tmp_path, monkeypatch):
     assert recorded("tiny", "small") == [a_record()]
     with pytest.raises(ValueError, match="the book has no records of tiny, full"):
         recorded("tiny", "full")
-    (package / "results").mkdir(parents=True)
-    (package / "results" / "tiny-small.jsonl").write_bytes(line(a_record(seed=1)) + b"{")
+    (package / "results" / "studies").mkdir(parents=True)
+    (package / "results" / "studies" / "tiny-small.jsonl").write_bytes(
+        line(a_record(seed=1)) + b"{"
+    )
     with pytest.raises(ValueError, match=r"tiny-small.jsonl, line 2: no whole line of JSON"):
         recorded("tiny", "small")
 
