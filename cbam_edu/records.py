@@ -227,8 +227,8 @@ def recorded(study: str, size: str) -> list[Record]:
     path = _inside("studies") / f"{study}-{size}.jsonl"
     if not path.exists():
         raise ValueError(
-            f"the book has no records of {study}, {size}; cbam-edu experiment {study} --size {size} "
-            "makes them"
+            f"the book has no records of {study}, {size}; cbam-edu experiment {study} --size "
+            f"{size} makes them"
         )
     records, broken = read([path])
     if broken:
