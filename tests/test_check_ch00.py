@@ -122,7 +122,7 @@ def share(p: Tensor, labels: Tensor, divide: Callable[[Tensor, Tensor], Tensor])
         ),
         (lambda p, y: share(p, y, lambda hits, of: hits / of).mean(), "One number for each class"),
         (lambda p, y: share(p, y, lambda hits, of: hits / of).tolist(), "must be a tensor"),
-        (lambda p, y: share(p, y, lambda hits, of: (hits + 1) / of), "the result[0] is"),
+        (lambda p, y: share(p, y, lambda hits, of: (hits + 1) / of), "The result[0] is"),
     ],
 )
 def test_class_accuracy_names_the_mistake(

@@ -109,6 +109,10 @@ def gate(strength, level):
             "Is the sigmoid there?",
         ),
         (lambda x: gate(x.mean((2, 3)), 0), "it should be"),
+        (
+            lambda x: (x.mean((2, 3), True) > x.mean((1, 2, 3), True)).float(),
+            "Take the sigmoid of the difference",
+        ),
         (lambda x: gate(x.mean((2, 3)), x.mean((1, 2, 3))[:, None])[..., 0, 0], "has shape (4, 3)"),
     ],
 )

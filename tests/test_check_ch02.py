@@ -89,8 +89,8 @@ def both(mean, largest):
         (both(MEAN, lambda x: MAX(x).clamp(min=0)), "The maximum is still never below 0"),
         (both(lambda x: MEAN(x) / x.shape[1], MAX), "The mean is still too small"),
         (both(lambda x: x.sum((2, 3)), MAX), "The mean is a sum now"),
-        (both(MAX, MEAN), "the mean["),
-        (both(MEAN, lambda x: -MAX(-x)), "the maximum["),
+        (both(MAX, MEAN), "The mean["),
+        (both(MEAN, lambda x: -MAX(-x)), "The maximum["),
         (lambda x: torch.cat([MEAN(x), MAX(x)], 1), "First the means, then the maxima."),
     ],
 )
@@ -152,7 +152,7 @@ def places(x):
         (lambda x, t: x.mean((2, 3)), "it should be"),
         (
             lambda x, t: t * ((x / max(t, 0.5)).logsumexp((2, 3)) - math.log(places(x))),
-            "at t = 0.01 the descriptor",
+            "At t = 0.01 the descriptor",
         ),
     ],
 )

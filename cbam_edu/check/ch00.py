@@ -123,12 +123,12 @@ def class_accuracy(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Judge `answer(p, labels)`, (N, K), (N,) -> (K,): the accuracy in each class."""
     for seed, (n, classes) in enumerate(((40, 5), (33, 3))):
         p, labels = _answers(seed, n, classes)
-        value = tensor(answer(p.clone(), labels.clone()), "the result")
+        value = tensor(answer(p.clone(), labels.clone()), "The result")
         said = p.argmax(1)
         right = said == labels
         hits = torch.bincount(labels[right], minlength=classes).double()
         members, named = (torch.bincount(v, minlength=classes).double() for v in (labels, said))
-        shape(value, (classes,), "the result", "One number for each class.")
+        shape(value, (classes,), "The result", "One number for each class.")
         known(
             value,
             {
@@ -143,7 +143,7 @@ def class_accuracy(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
                 "instead.": torch.stack([p[labels == k, k].mean() for k in range(classes)]),
             },
         )
-        close(value, hits / members, "the result")
+        close(value, hits / members, "The result")
 
 
 @judge
@@ -158,7 +158,7 @@ def dim(answer: Callable[[Tensor, float], Tensor]) -> None:
             if not torch.equal(gate, kept):
                 raise Wrong("It changed the map in place. Return a new tensor.")
             _usual_mistakes(value, gate, strength)
-            close(value, 1 + strength * (gate - 1), f"the result at strength {strength:g}")
+            close(value, 1 + strength * (gate - 1), f"The result at strength {strength:g}")
 
 
 def _usual_mistakes(value: Any, gate: Tensor, strength: float) -> None:

@@ -45,7 +45,7 @@ def reweight(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
                 "the channels, after N.": x * right_channel * place,
             }
         known(value, mistakes)
-        close(value, x * right_channel * right_place, "the weighted map")
+        close(value, x * right_channel * right_place, "The weighted map")
 
 
 @judge
@@ -75,7 +75,7 @@ def strength_gate(answer: Callable[[Tensor], Tensor]) -> None:
     for n, c, h, w in ((4, 3, 5, 6), (1, 2, 3, 3)):
         x = torch.randn(n, c, h, w) + 3 * torch.randn(n, c, 1, 1)
         value = answer(x.clone())
-        shape(value, (n, c, 1, 1), "the gate", "One weight for each channel of each image.")
+        shape(value, (n, c, 1, 1), "The gate", "One weight for each channel of each image.")
         strength = x.mean((2, 3))
         if n > 1:
             per_batch = x.mean((0, 2, 3))
@@ -99,13 +99,16 @@ def strength_gate(answer: Callable[[Tensor], Tensor]) -> None:
             close(
                 value,
                 alone,
-                "the gate",
+                "The gate",
                 "That is what each image gets when it is alone: its neighbours in the batch must "
                 "not change its weights.",
             )
-        between(value, 0, 1, "the gate", "Is the sigmoid there?")
+        between(value, 0, 1, "The gate", "Is the sigmoid there?")
+        louder = (strength > strength.mean(1, keepdim=True)).to(x.dtype)
+        all_or_nothing = "This gate is either open or shut. Take the sigmoid of the difference."
+        known(value.flatten(1), {all_or_nothing: louder})
         wanted = torch.sigmoid(strength - strength.mean(1, keepdim=True))[:, :, None, None]
-        close(value, wanted, "the gate")
+        close(value, wanted, "The gate")
 
 
 @judge
@@ -114,7 +117,7 @@ def loudest(answer: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(2)
     scale = torch.tensor([1.0, 10.0, 0.1, 2.0])[None, :, None, None]
     x = scale * torch.rand(50, 4, 3, 5) * torch.rand(50, 4, 1, 1)
-    value = tensor(answer(x.clone()), "the result")
+    value = tensor(answer(x.clone()), "The result")
     strength = x.mean((2, 3))
     relative = strength / strength.mean(0)
     counts = torch.bincount(relative.argmax(1), minlength=4) / len(x)
@@ -129,17 +132,17 @@ def loudest(answer: Callable[[Tensor], Tensor]) -> None:
             "These are the shares of the quietest channel.": quietest,
         },
     )
-    shape(value, (4,), "the result", "One share a channel.")
+    shape(value, (4,), "The result", "One share a channel.")
     total = float(value.double().sum())
     if abs(total - 1) > 1e-4:
         raise Wrong(f"The shares add up to {total:.3g}; every image has one loudest channel.")
-    close(value, counts, "the share")
+    close(value, counts, "The share")
     never = torch.ones(6, 3, 2, 2)  # the last channel is always as usual
     never[:3, 0] = never[3:, 1] = 9.0
     shape(
         answer(never),
         (3,),
-        "the result",
+        "The result",
         "A channel that is never the loudest still has a share, 0: see `minlength` of "
         "torch.bincount.",
     )

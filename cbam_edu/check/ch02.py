@@ -44,7 +44,7 @@ def descriptors(answer: Callable[[Tensor], Tensor]) -> None:
         }
         if h * w > 1:  # on a single place, mean and maximum are one
             known(value, mistakes)
-        close(value, torch.cat([mean, largest], 1), "the descriptor")
+        close(value, torch.cat([mean, largest], 1), "The descriptor")
 
 
 @judge
@@ -77,7 +77,7 @@ def mended_descriptors(answer: Callable[[Tensor], Tensor]) -> None:
     for n, c, h, w in ((2, 3, 4, 5), (1, 4, 3, 2)):
         for x in (torch.randn(n, c, h, w), -1 - torch.rand(n, c, h, w)):
             value = answer(x.clone())
-            shape(value, (2, n, c), "the result", "First the means, then the maxima.")
+            shape(value, (2, n, c), "The result", "First the means, then the maxima.")
             mean, largest = x.mean((2, 3)), x.amax((2, 3))
             known(
                 value[0],
@@ -95,8 +95,8 @@ def mended_descriptors(answer: Callable[[Tensor], Tensor]) -> None:
                         "are negative, the start wins.": largest.clamp(min=0)
                     },
                 )
-            close(value[0], mean, "the mean")
-            close(value[1], largest, "the maximum")
+            close(value[0], mean, "The mean")
+            close(value[1], largest, "The maximum")
 
 
 @judge
@@ -106,7 +106,7 @@ def noise_max(answer: Callable[[int, int], Tensor | float]) -> None:
         torch.manual_seed(side)
         result = answer(side, trials)
         value = torch.tensor(result) if isinstance(result, float) else result
-        shape(value, (), "the result", "One number: the mean over the trials.")
+        shape(value, (), "The result", "One number: the mean over the trials.")
         torch.manual_seed(side + 1)
         largest = torch.randn(trials, side * side).amax(1)
         expected, error = float(largest.mean()), float(largest.std()) / math.sqrt(trials)
@@ -148,11 +148,11 @@ def soft_pool(answer: Callable[[Tensor, float], Tensor]) -> None:
                 known(value, mistakes)
             else:
                 known(value, dict(list(mistakes.items())[:1]))
-            close(value, wanted, "the descriptor")
+            close(value, wanted, "The descriptor")
         sharp = answer(100 * x, 0.01)
-        if not bool(torch.isfinite(tensor(sharp, "the descriptor")).all()):
+        if not bool(torch.isfinite(tensor(sharp, "The descriptor")).all()):
             raise Wrong(
                 "For large x / t it is not finite: exp overflows. torch.logsumexp subtracts the "
                 "largest value first."
             )
-        close(sharp, 100 * x.amax((2, 3)), "at t = 0.01 the descriptor", tolerance=1e-2)
+        close(sharp, 100 * x.amax((2, 3)), "At t = 0.01 the descriptor", tolerance=1e-2)
