@@ -15,8 +15,8 @@ EXERCISES = exercises(NOTEBOOKS / "03_channel_attention.ipynb")
 COUNTS = [580, 512, 25, 3]
 
 
-def test_there_are_five_exercises() -> None:
-    assert len(EXERCISES) == 5
+def test_there_are_six_exercises() -> None:
+    assert len(EXERCISES) == 6
 
 
 def merged(
@@ -270,3 +270,96 @@ def test_spreads_names_the_mistake(answer: Any, reason: str, capsys: Any) -> Non
 def test_spreads_takes_tensors_and_numbers() -> None:
     assert ch03.spreads(spreads)
     assert ch03.spreads(lambda m: [float(v) for v in spreads(m)])
+
+
+# 3.6
+
+
+def opening(
+    first: Callable[[nn.Sequential, float], None], merge: Callable[..., Tensor] = correct
+) -> type[nn.Module]:
+    """Return a gate whose layers get their first values from `first(mlp, start)`."""
+
+    class OpenGate(nn.Module):
+        def __init__(self, channels: int, reduction: int, start: float) -> None:
+            super().__init__()
+            hidden = max(1, channels // reduction)
+            self.mlp = nn.Sequential(
+                nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+            )
+            with torch.no_grad():
+                first(self.mlp, start)
+
+        def forward(self, x: Tensor) -> Tensor:
+            votes = self.mlp(x.mean((2, 3))), self.mlp(x.amax((2, 3)))
+            return merge(*votes)[:, :, None, None]
+
+    return OpenGate
+
+
+def logit(start: float) -> float:
+    return torch.logit(torch.tensor(start)).item()
+
+
+def second_zero(mlp: nn.Sequential, start: float, scale: float = 0.5) -> None:
+    mlp[2].weight.zero_()
+    mlp[2].bias.fill_(scale * logit(start))
+
+
+def all_zero(mlp: nn.Sequential, start: float) -> None:
+    second_zero(mlp, start)
+    mlp[0].weight.zero_()
+    mlp[0].bias.zero_()
+
+
+def start_as_bias(mlp: nn.Sequential, start: float, scale: float = 1.0) -> None:
+    mlp[2].weight.zero_()
+    mlp[2].bias.fill_(scale * start)
+
+
+def frozen(mlp: nn.Sequential, start: float) -> None:
+    second_zero(mlp, start)
+    mlp[2].weight.requires_grad_(False)
+
+
+def small(mlp: nn.Sequential, start: float) -> None:
+    second_zero(mlp, start)
+    mlp[2].weight.normal_(std=1e-5)
+
+
+def first_zero(mlp: nn.Sequential, start: float) -> None:
+    """No image has a say because the hidden units are 1, whatever comes in."""
+    mlp[0].weight.zero_()
+    mlp[0].bias.fill_(1.0)
+    mlp[2].bias.copy_(logit(start) / 2 - mlp[2].weight.sum(1))
+
+
+@pytest.mark.parametrize("first", [second_zero, small, first_zero])
+def test_open_gate_takes_every_start_that_can_learn(first: Any, capsys: Any) -> None:
+    assert ch03.open_gate(opening(first))
+    assert capsys.readouterr().out == "✓ Right.\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (opening(lambda mlp, start: None), "Which matrix must be zero"),
+        (opening(lambda mlp, start: second_zero(mlp, start, 1.0)), "counts twice"),
+        (opening(start_as_bias), "You put start itself into the logits"),
+        (opening(lambda mlp, start: start_as_bias(mlp, start, 0.5)), "Your logit is start"),
+        (opening(lambda mlp, start: second_zero(mlp, start, 0.0)), "half open"),
+        (opening(lambda mlp, start: second_zero(mlp, start, 0.3)), "before training"),
+        (opening(all_zero), "cannot learn to look at the image"),
+        (opening(frozen), "cannot learn to look at the image"),
+        (
+            opening(
+                lambda mlp, start: second_zero(mlp, start, 1.0),
+                merge=lambda a, m: ((a + m) / 2).sigmoid(),
+            ),
+            "averaged the two logits",
+        ),
+        (lambda channels, reduction, start: nn.Identity(), "The map has shape"),
+    ],
+)
+def test_open_gate_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
+    refuses(ch03.open_gate, answer, reason, capsys)

@@ -7,7 +7,7 @@ import pytest
 import timm.layers.cbam as timm_cbam
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cbam_edu.attention import SpatialAttention
 from cbam_edu.check import ch04
@@ -26,8 +26,8 @@ def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.amax(1, keepdim=True), x.mean(1, keepdim=True)
 
 
-def test_there_are_five_exercises() -> None:
-    assert len(EXERCISES) == 5
+def test_there_are_six_exercises() -> None:
+    assert len(EXERCISES) == 6
 
 
 @pytest.mark.parametrize(
@@ -193,3 +193,53 @@ def test_the_stored_solution_carries_timm_s_own_weights(kernel_size: int) -> Non
     ours = space["from_mean_first"](theirs.state_dict()).eval()
     with torch.no_grad():
         torch.testing.assert_close(ours(x) * x, theirs.eval()(x))
+
+
+# 4.6
+
+
+def halves(above: float, below: float, both: bool = True, axis: int = 2) -> Tensor:
+    """Return a kernel with one number in its upper three rows and another in its lower three."""
+    kernel = torch.zeros(1, 2, 7, 7)
+    kernel.narrow(axis, 0, 3).fill_(above)
+    kernel.narrow(axis, 4, 3).fill_(below)
+    return kernel if both else kernel * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+
+
+def one_row() -> Tensor:
+    """A kernel that only looks three places up and three places down."""
+    kernel = torch.zeros(1, 2, 7, 7)
+    kernel[0, 1, 0, 3], kernel[0, 1, 6, 3] = 2.0, -2.0
+    return kernel
+
+
+def with_noise() -> Tensor:
+    torch.manual_seed(0)
+    return halves(1.0, -1.0) + 0.01 * torch.randn(1, 2, 7, 7)
+
+
+@pytest.mark.parametrize(
+    "kernel", [halves(0.1, -0.1), halves(1.0, -1.0, both=False), one_row(), with_noise()]
+)
+def test_top_from_bottom_takes_every_kernel_that_does_it(kernel: Tensor, capsys: Any) -> None:
+    assert ch04.top_from_bottom(kernel)
+    assert ch04.top_from_bottom(nn.Parameter(kernel))
+    assert capsys.readouterr().out == "✓ Right.\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (halves(-1.0, 1.0), "upside down"),
+        (halves(1.0, -1.0, axis=3), "tells left from right"),
+        (torch.ones(1, 2, 7, 7), "same logits"),
+        (torch.zeros(1, 2, 7, 7), "same logits"),
+        (halves(1.0, 0.0), "should be below 0"),
+        (halves(0.0, -1.0), "should be above 0"),
+        (halves(1.0, -1.0)[0], "has shape (2, 7, 7)"),
+        (halves(1.0, -1.0) / 0, "not finite"),
+        ([1.0], "must be a tensor"),
+    ],
+)
+def test_top_from_bottom_names_the_mistake(kernel: Any, reason: str, capsys: Any) -> None:
+    refuses(ch04.top_from_bottom, kernel, reason, capsys)

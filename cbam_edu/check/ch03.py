@@ -272,3 +272,72 @@ def _wrong_channels(flat: Tensor) -> dict[str, float]:
         "Pass correction=0 to std.": float(flat.mean(0).std()),
         "The two numbers are swapped.": float(flat.std(0, correction=0).mean()),
     }
+
+
+def _learnt(gate: nn.Module, channels: int) -> float:
+    """Train `gate` to tell two kinds of images apart; return how far apart its maps of them are."""
+    generator = torch.Generator().manual_seed(7)
+    kind = torch.tensor([-1.0, 1.0]).repeat(8)
+    x = torch.randn(16, channels, 4, 3, generator=generator) + kind[:, None, None, None]
+    wanted = (0.5 + 0.4 * kind)[:, None].expand(16, channels)
+    optimiser = torch.optim.Adam(gate.parameters(), lr=0.02)
+    for _ in range(60):
+        loss = (gate(x).flatten(1) - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        m = gate(x).flatten(1)
+    return float((m[kind > 0].mean(0) - m[kind < 0].mean(0)).abs().max())
+
+
+def _starts(m: Tensor, start: float) -> None:
+    """Check that the map `m`, (N, C), of an untrained gate is `start` throughout."""
+    if m.max() - m.min() > 0.02:
+        raise Wrong(
+            f"Before training the map should be {start} everywhere; for start = {start} it runs "
+            f"from {m.min():.2f} to {m.max():.2f}. Which matrix must be zero, so that the image "
+            "has no say yet?"
+        )
+    found, z = float(m.mean()), torch.logit(torch.tensor(start))
+    mistakes = {
+        "The last bias counts twice, once in each vote: halve it.": (2 * z).sigmoid(),
+        "You put start itself into the logits; ask for the z with sigmoid(z) = start.": (
+            torch.tensor(2 * start).sigmoid()
+        ),
+        "Your logit is start; ask for the z with sigmoid(z) = start.": torch.tensor(
+            start
+        ).sigmoid(),
+        "The logits are 0, so the gate is half open.": torch.tensor(0.5),
+    }
+    if abs(found - start) > 0.01:
+        for why, wrong in mistakes.items():
+            if abs(found - float(wrong)) <= 0.001:
+                raise Wrong(f"For start = {start} the map is {found:.2f}. {why}")
+        raise Wrong(f"For start = {start} the map is {found:.2f} before training.")
+
+
+@judge
+def open_gate(answer: type[nn.Module]) -> None:
+    """Exercise 3.6: ``answer(channels, reduction, start)``, whose map is `start` at first."""
+    generator = torch.Generator().manual_seed(6)
+    for channels, reduction, start in [(32, 4, 0.95), (8, 16, 0.8), (64, 16, 0.3)]:
+        torch.manual_seed(8)  # the learner's first weights are the same at each try
+        gate = answer(channels, reduction, start)
+        x = 5 * torch.randn(6, channels, 4, 3, generator=generator)
+        with torch.no_grad():
+            value = tensor(gate(x.clone()), "The map")
+            shape(value, (6, channels, 1, 1), "The map")
+            _starts(value.flatten(1), start)
+        hidden = max(1, channels // reduction)
+        _layers(gate, channels, hidden)
+        if channels > 8 and _learnt(gate, channels) < 0.02:  # one hidden unit may be shut by chance
+            raise Wrong(
+                "The gate starts as it should, but it cannot learn to look at the image: after 60 "
+                "steps its maps are the same for all. If both matrices are zero, neither gets a "
+                "gradient. Leave one of them random, and all of them trainable."
+            )
+        with torch.no_grad():
+            for parameter in gate.parameters():  # any weights: is it equation 2?
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            _map(gate(x.clone()), x, *_layers(gate, channels, hidden))

@@ -255,3 +255,32 @@ def from_mean_first(answer: Callable[[dict[str, Tensor]], Any]) -> None:
             },
         )
         close(value, _map(state, theirs), f"the map for k = {k}")
+
+
+@judge
+def top_from_bottom(answer: Tensor) -> None:
+    """Judge a kernel (1, 2, 7, 7) that, by its padding alone, tells above from below."""
+    shape(answer, (1, 2, 7, 7), "kernel")
+    logits = F.conv2d(torch.ones(1, 2, 8, 8), answer.detach().float(), padding=3)[0, 0]
+    upper, lower = logits[:3], logits[5:]
+    if not bool(logits.isfinite().all()):
+        raise Wrong("The kernel holds numbers that are not finite.")
+    if bool((lower > 0).all() and (upper < 0).all()):
+        return
+    if bool((lower < 0).all() and (upper > 0).all()):
+        raise Wrong("It is upside down: it opens above and shuts below. Change the sign.")
+    left, right = logits[:, :3], logits[:, 5:]
+    if bool((left.sign() == -right.sign()).all() and left.any()):
+        raise Wrong("It tells left from right. Rows are dimension 2 of the kernel, columns 3.")
+    if torch.allclose(logits, logits.flip(0), atol=1e-4):
+        raise Wrong(
+            "Above and below get the same logits: as far as the frame of zeros can show it, the "
+            "kernel's upper half is the mirror image of its lower half."
+        )
+    at = "lower three rows, which should be above 0, " if (lower <= 0).any() else ""
+    at += "and in the " if at and (upper >= 0).any() else ""
+    at += "upper three rows, which should be below 0, " if (upper >= 0).any() else ""
+    raise Wrong(
+        f"In the {at}some places are not: the logits run from {lower.min():.3g} to "
+        f"{lower.max():.3g} below and from {upper.min():.3g} to {upper.max():.3g} above."
+    )
