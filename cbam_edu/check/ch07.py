@@ -67,6 +67,7 @@ def _judge_block(block: nn.Module, wide: int, channels: int, stride: int) -> Non
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):  # one that starts at zero is right, too
             nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
     x = torch.randn(4, wide, 9, 8).relu()
     out = _pass(block, x, what)
     size = (4, channels, *(-(-side // stride) for side in x.shape[2:]))
