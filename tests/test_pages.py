@@ -87,6 +87,15 @@ def test_the_three_paths_name_chapters_and_exercises_that_are_there():
         assert any(f"Exercise {number}:" in e.title for e in exercises(path)), number
 
 
+def test_a_day_of_the_week_takes_four_to_five_hours():
+    week = re.search(r"^### A week.*?(?=^##)", PAGES["how_to_read"], re.MULTILINE | re.DOTALL)[0]
+    took = {p.name[:2]: sum(chapters.minutes(p)) for p in NOTEBOOKS.glob("*.ipynb")}
+    days = re.findall(r"^\| (\d) \| (.*?) \|", week, re.MULTILINE)
+    assert [day for day, _ in days] == [str(n) for n in range(1, 8)]
+    for _, named in days:
+        assert sum(took.get(number, 0) for number in re.findall(r"`(\d\d)`", named)) <= 315
+
+
 def test_every_exercise_has_its_solution_on_the_page_of_solutions():
     found = solutions.chapters()
     assert set(found) == {
@@ -271,6 +280,16 @@ def test_what_the_page_of_the_paper_says_in_words():
     assert [float(g) > 0 for g in spatial] == [False, False, True, True]
     (base,) = (float(row[4]) for row in paper.rows(4)[1] if row[:2] == ["resnet50", "none"])
     assert round(base - (100 - 80.4)) == 5  # "five points below the baseline"
+
+
+def test_every_reference_has_its_full_data():
+    entries = re.split(r"^@", (ROOT / "book/references.bib").read_text("utf-8"), flags=re.MULTILINE)
+    for entry in entries[1:]:
+        fields = dict(re.findall(r"^ +(\w+) += \{(.*)\},$", entry, re.MULTILINE))
+        assert {"author", "title", "year"} <= set(fields), entry
+        assert {"url", "doi"} & set(fields), entry
+        assert {"booktitle", "journal", "institution"} & set(fields) or entry.startswith("misc")
+        assert "others" not in fields["author"], entry
 
 
 # Where the records are from
