@@ -114,7 +114,9 @@ def test_a_changed_digit_is_nearly_always_found():
                     if len(digits.digits) >= 3 and number not in AGREED:
                         step = Decimal(1).scaleb(int(digits.exponent))
                         found += [
-                            not is_sourced(number + change * step, known, roughly=False)
+                            not is_sourced(
+                                number + change * step, quantity["unit"], known, roughly=False
+                            )
                             for change in (3, 4, 7)
                         ]
     assert len(found) >= 30

@@ -31,12 +31,13 @@ UNIT = (
     r"images (?:a|per) second\b|percentage points?\b"
 )
 JOINT = r"\s*(?:to|and|or|against|instead of|–|-)\s*"
-QUANTITY = re.compile(rf"(?P<all>{NUMBER}(?:(?:{UNIT})?{JOINT}{NUMBER})*)\s*(?:{UNIT})")
+QUANTITY = re.compile(rf"(?P<all>{NUMBER}(?:(?:{UNIT})?{JOINT}{NUMBER})*)\s*(?P<unit>{UNIT})")
+PERCENT = re.compile("%|perc|point")
 PLAIN = re.compile(NUMBER)
 ROUGHLY = re.compile(
     r"(about|nearly|almost|roughly|some|around|over|under|than|most|least|to)\s*$", re.IGNORECASE
 )
-SKIPPED = re.compile(r"^## (Exercises|Quiz)\b")
+SKIPPED = re.compile(r"^## (Exercises|Quiz|Test yourself)\b")
 HEADER = re.compile(r"^\*\*(Time|Before)\b.*$", re.MULTILINE)
 FENCE = re.compile(r"```.*?```|:::.*?:::", re.DOTALL)
 EXAMPLE = re.compile(r"```(?!\{)\w*\n(.*?)```", re.DOTALL)
@@ -74,18 +75,26 @@ def output_text(cell: Any) -> str:
 
 
 def evidence(cells: Iterable[Any]) -> set[Decimal]:
-    """Return every number that code cells say or print, and as percentages those below one."""
-    found = {n for cell in cells if cell.cell_type == "code" for n in numbers(output_text(cell))}
-    return found | {100 * n for n in found if n <= 1}
+    """Return every number that code cells say or print."""
+    return {n for cell in cells if cell.cell_type == "code" for n in numbers(output_text(cell))}
 
 
-def is_sourced(number: Decimal, known: set[Decimal], *, roughly: bool) -> bool:
-    """Say whether a known number rounds to this one."""
+def is_sourced(number: Decimal, unit: str, known: set[Decimal], *, roughly: bool) -> bool:
+    """Say whether a known number rounds to this one, or a part of one does so in percent."""
     if number in AGREED:
         return True
-    step = Decimal(1).scaleb(int(number.as_tuple().exponent))
-    slack = max(step / 2, number / 10 if roughly else Decimal(0))
-    return any(abs(n - number) <= slack for n in known)
+    parts = {n.scaleb(2) for n in known if n <= 1} if PERCENT.match(unit) else set()
+    if roughly:
+        return any(abs(n - number) <= number / 10 for n in known | parts)
+    step = Decimal(1).scaleb(decimals(number))
+    return any(
+        abs(n - number) <= step / 2 and decimals(n) <= decimals(number) for n in known | parts
+    )
+
+
+def decimals(number: Decimal) -> int:
+    """Return the power of ten of a number's last digit."""
+    return int(number.as_tuple().exponent)
 
 
 def prose(markdown: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -127,7 +136,7 @@ def typed_in(path: Path) -> list[TypedIn]:
         for quantity in quantities:
             roughly = bool(ROUGHLY.search(quantity.string[: quantity.start()]))
             for number in numbers(quantity["all"]):
-                if not is_sourced(number, sources, roughly=roughly):
+                if not is_sourced(number, quantity["unit"], sources, roughly=roughly):
                     around = quantity.string[max(0, quantity.start() - 60) : quantity.end() + 20]
                     found.append(TypedIn(i, str(number), " ".join(around.split())))
     return found
