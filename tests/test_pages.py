@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import sys
 
@@ -279,6 +280,10 @@ def test_what_the_page_of_the_paper_says_in_words():
     assert channel == ""
     assert [float(g) > 0 for g in spatial] == [False, False, True, True]
     (base,) = (float(row[4]) for row in paper.rows(4)[1] if row[:2] == ["resnet50", "none"])
+    (cbam,) = (row[4] for row in paper.rows(4)[1] if row[:2] == ["resnet50", "CBAM"])
+    assert f"the table's {cbam} %" in PAGES["paper"]
+    kept = json.loads(paper.PAPER.read_text("utf-8"))["how_the_counts_come_out"]
+    assert any("should read 3.863" in line and "3.869" in line for line in kept)
     assert round(base - (100 - 80.4)) == 5  # "five points below the baseline"
 
 
@@ -341,7 +346,7 @@ def test_the_recipe_of_the_capstone_runs(tmp_path, monkeypatch, capsys):
         exec(compile(block, "capstone.md", "exec"), names)
     said = capsys.readouterr().out
     assert re.search(r"^  mine  2 ", said, re.MULTILINE)
-    assert "mine 272,095 parameters" in said
+    assert "mine: 272,095 parameters" in said
     assert "mine" not in neighbours.ATTENTIONS
 
 
