@@ -1,0 +1,440 @@
+"""The judges of chapter 08 accept what is right, and name the usual mistakes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cbam_edu.check import ch08
+from cbam_edu.recipe import Recipe
+from notebook_cells import NOTEBOOKS, exercises, refuses
+
+EXERCISES = exercises(NOTEBOOKS / "08_training.ipynb")
+
+
+def accepts(judge: Callable[..., Any], capsys: Any, *answer: Any) -> None:
+    assert judge(*answer)
+    assert capsys.readouterr().out == "✓ Right.\n"
+
+
+def waits(judge: Callable[..., Any], capsys: Any, *answer: Any) -> None:
+    assert not judge(*answer)
+    assert capsys.readouterr().out.startswith("○ Not answered yet")
+
+
+def test_there_are_six_exercises() -> None:
+    assert len(EXERCISES) == 6
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.title.split(":")[0])
+def test_stored_solutions_are_right(exercise: Any, capsys: Any) -> None:
+    assert exercise.run(exercise.solution)
+    assert capsys.readouterr().out == "✓ Right.\n"
+    assert not exercise.run(exercise.stub)
+
+
+# 8.1
+
+
+def loop(
+    *,
+    mode: bool | None = True,
+    zero: str | None = "before",
+    rate: str = "each",
+    groups: int = 9,
+    mean: str = "images",
+    step: bool = True,
+    times: int = 1,
+) -> Callable[..., Any]:
+    """Return a training loop, right or with a mistake."""
+
+    def answer(model: Any, optimizer: Any, batches: Any, rates: Any) -> Any:
+        if mode is not None:
+            model.train(mode)
+        losses, sizes = [], []
+        for i, (x, y) in enumerate(batches):
+            for group in optimizer.param_groups[:groups]:
+                if rate != "none" and not (rate == "late" and i == 0):
+                    place = {"each": i, "first": 0, "last": -1, "late": i - 1}[rate]
+                    group["lr"] = rates[place]
+            for _ in range(times):
+                loss = F.cross_entropy(model(x), y)
+                if zero == "before":
+                    optimizer.zero_grad()
+                loss.backward()
+                if zero == "between":
+                    optimizer.zero_grad()
+                if step:
+                    optimizer.step()
+                if zero == "after":
+                    model.zero_grad()
+            losses.append(loss)
+            sizes.append(len(x))
+        kept = torch.stack(losses)
+        weights = torch.tensor(sizes)
+        found = {
+            "images": lambda: ((kept.detach() * weights).sum() / weights.sum()).item(),
+            "tensor": lambda: (kept.detach() * weights).sum() / weights.sum(),
+            "graph": lambda: (kept * weights).sum() / weights.sum(),
+            "batches": lambda: kept.mean().item(),
+            "sum": lambda: kept.sum().item(),
+            "all": lambda: (kept.detach() * weights).sum().item(),
+            "last": lambda: kept[-1].item(),
+            "text": lambda: "low",
+        }
+        return found[mean]()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        ({"zero": None}, "gradients of earlier batches"),
+        ({"zero": "between"}, "No weight has changed"),
+        ({"step": False}, "No weight has changed"),
+        ({"mode": None}, "trained in evaluation mode"),
+        ({"rate": "none"}, "that the optimizer was made with"),
+        ({"rate": "first"}, "All steps had the first rate"),
+        ({"rate": "last"}, "All steps had the last rate"),
+        ({"rate": "late"}, "one step too late"),
+        ({"groups": 1}, "Only the optimizer's first group"),
+        ({"times": 2}, "once for each batch"),
+        ({"mean": "batches"}, "The mean over batches is"),
+        ({"mean": "sum"}, "This is a sum"),
+        ({"mean": "all"}, "This is a sum"),
+        ({"mean": "last"}, "it should be"),
+        ({"mean": "graph"}, "the whole graph"),
+        ({"mean": "text"}, "must be a number"),
+    ],
+)
+def test_train_epoch_names_the_mistake(mistake: Any, reason: str, capsys: Any) -> None:
+    refuses(ch08.train_epoch, loop(**mistake), reason, capsys)
+
+
+def test_train_epoch_takes_other_spellings(capsys: Any) -> None:
+    accepts(ch08.train_epoch, capsys, loop(zero="after"))
+    accepts(ch08.train_epoch, capsys, loop(mean="tensor"))
+    waits(ch08.train_epoch, capsys, lambda model, optimizer, batches, rates: ...)
+
+
+# 8.2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"steps": 450}, "That is one epoch"),
+        ({"steps": 20_000}, "5,000 are held out"),
+        ({"rate after 900 steps": 0.4}, "half of the warm-up"),
+        ({"rate after 900 steps": 0.02}, "not all of it"),
+        ({"rate after 9,900 steps": 0.18}, "shorter than the training"),
+        ({"last rate, advanced once an epoch": 0}, "it has not come far"),
+        ({"first loss": math.log(10)}, "here are 20"),
+        ({"first loss": 0.05}, "minus its logarithm"),
+        ({"first loss": 4}, "Minus the logarithm"),
+        ({"loss when sure and wrong": 1}, "no largest value"),
+        ({"loss when sure and wrong": "large"}, "must be a number"),
+        ({"epochs": 40}, "an answer for each of"),
+    ],
+)
+def test_plan_says_why(change: dict[str, Any], reason: str, capsys: Any) -> None:
+    refuses(ch08.plan, ch08.PLAN | change, reason, capsys)
+
+
+def test_plan_is_that_of_the_package_and_of_torch(capsys: Any) -> None:
+    recipe = Recipe(epochs=40, lr=0.4, warmup=0.1)
+    for name, step in (
+        ("rate after 900 steps", 900),
+        ("rate after 9,900 steps", 9_900),
+        ("last rate, advanced once an epoch", 40),
+    ):
+        assert recipe.learning_rate(step / ch08.STEPS) == pytest.approx(ch08.PLAN[name])
+    logits = torch.zeros(1, 20)
+    assert F.cross_entropy(logits, torch.tensor([1])).item() == pytest.approx(
+        ch08.PLAN["first loss"]
+    )
+    logits[0, 0] = 7
+    assert F.cross_entropy(logits, torch.tensor([1])).item() == pytest.approx(
+        ch08.PLAN["loss when sure and wrong"]
+    )
+    rounded = {"loss when sure and wrong": 7.0, "first loss": torch.tensor(2.996)}
+    accepts(ch08.plan, capsys, ch08.PLAN | rounded)
+    waits(ch08.plan, capsys, ch08.PLAN | {"steps": ...})
+
+
+# 8.3
+
+ALL = {1, 10, 12, 14, 16, 18, 21}
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (ALL - {10}, "6 of 7 bugs found. Think of another: What is in p.grad"),
+        (ALL - {14}, "Which mean and variance"),
+        (ALL - {18}, "the last batch"),
+        ({12}, "1 of 7 bugs found"),
+        (ALL | {5}, "Line 5 is innocent. Training mode belongs here"),
+        (ALL | {8}, "Line 8 is innocent"),
+        (ALL | {6}, "Line 6 is innocent"),
+        (ALL | {23}, "There is no line 23"),
+        (12, "as a set"),
+        ("12", "as a set"),
+    ],
+)
+def test_bugs_says_what_is_missing_or_innocent(lines: Any, reason: str, capsys: Any) -> None:
+    refuses(ch08.bugs, lines, reason, capsys)
+
+
+@pytest.mark.parametrize(
+    "lines", [[2, 9, 12, 13, 16, 19, 20], (1, 11, 12, 15, 16, 18, 22), set(range(9, 17)) | ALL]
+)
+def test_bugs_takes_either_side_of_a_gap(lines: Any, capsys: Any) -> None:
+    accepts(ch08.bugs, capsys, lines)
+    waits(ch08.bugs, capsys, {1, ...})
+
+
+def test_every_line_of_the_script_is_faulty_or_innocent() -> None:
+    faulty = frozenset().union(*ch08.FAULTS)
+    assert sum(map(len, ch08.FAULTS)) == len(faulty)
+    assert faulty | set(ch08.INNOCENT) == set(range(1, 23))
+    assert not faulty & set(ch08.INNOCENT)
+
+
+# 8.4
+
+
+def measured(
+    *,
+    mode: bool | None = False,
+    back: bool = True,
+    grad: bool = False,
+    drop: bool = False,
+    how: str = "count",
+) -> Callable[..., Any]:
+    def answer(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
+        had, rights = model.training, []
+        if mode is not None:
+            model.train(mode)
+        with torch.set_grad_enabled(grad):
+            for x, y in zip(images.split(size), labels.split(size), strict=True):
+                if not (drop and len(x) < size):
+                    rights.append((model(x).argmax(1) == y).float())
+        if back:
+            model.train(had)
+        count = torch.cat(rights).sum().item() if rights else 0.0
+        return {
+            "count": count / len(images),
+            "percent": 100 * count / len(images),
+            "sum": count,
+            "means": torch.stack([r.mean() for r in rights]).mean().item() if rights else 0.0,
+            "full": count / (len(rights) * size) if rights else 0.0,
+            "wrong": 1 - count / len(images),
+            "tensor": torch.cat(rights).mean() if rights else torch.zeros(()),
+        }[how]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        ({"mode": None}, "measured in training mode: call model.eval() first. Its running"),
+        ({"grad": True}, "under torch.no_grad()"),
+        ({"drop": True}, "Of 19 images the model saw 16"),
+        ({"how": "means"}, "the mean of the batches' accuracies"),
+        ({"how": "percent"}, "not a percentage"),
+        ({"how": "sum"}, "divide by the number of images"),
+        ({"how": "full"}, "the last one is smaller"),
+        ({"how": "wrong"}, "it should be"),
+        ({"back": False}, "came in training mode and is not in it any more"),
+    ],
+)
+def test_accuracy_names_the_mistake(mistake: Any, reason: str, capsys: Any) -> None:
+    refuses(ch08.accuracy, measured(**mistake), reason, capsys)
+
+
+def test_accuracy_sees_a_model_that_is_always_set_to_training(capsys: Any) -> None:
+    def answer(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> float:
+        value = measured()(model, images, labels, size)
+        model.train()
+        return value
+
+    refuses(ch08.accuracy, answer, "came in evaluation mode", capsys)
+
+
+def test_accuracy_takes_other_spellings(capsys: Any) -> None:
+    accepts(ch08.accuracy, capsys, measured(how="tensor"))
+
+    @torch.inference_mode()
+    def in_one(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> float:
+        had = model.training
+        value = (model.eval()(images).argmax(1) == labels).double().mean().item()
+        model.train(had)
+        return value
+
+    accepts(ch08.accuracy, capsys, in_one)
+    waits(ch08.accuracy, capsys, lambda model, images, labels, size: ...)
+
+
+# 8.5
+
+
+def by(wanted: Callable[[str, nn.Parameter], bool], once: bool = True) -> Callable[..., Any]:
+    """Return groups with decay for those parameters that `wanted` names."""
+
+    def answer(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+        named = list(model.named_parameters(remove_duplicate=once))
+        return [
+            {"params": [p for n, p in named if wanted(n, p)], "weight_decay": decay},
+            {"params": [p for n, p in named if not wanted(n, p)], "weight_decay": 0.0},
+        ]
+
+    return answer
+
+
+def only_decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    return [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": decay}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (by(lambda n, p: "bias" not in n), "should have 0"),
+        (by(lambda n, p: "bn" not in n and "bias" not in n), "should have 0"),
+        (by(lambda n, p: not n.endswith("bias") and "bn" not in n), "should have 0"),
+        (by(lambda n, p: p.ndim == 4), "should have 0.0005"),
+        (by(lambda n, p: True), "should have 0"),
+        (by(lambda n, p: p.ndim < 2), "should have 0.0005"),
+        (by(lambda n, p: p.ndim > 1, once=False), "stands there twice"),
+        (only_decayed, "is in no group"),
+        (lambda m, decay: [{"params": [n for n, _ in m.named_parameters()]}], "Each group needs"),
+        (
+            lambda m, decay: [{"params": dict(m.named_parameters()), "weight_decay": decay}],
+            "the parameters themselves",
+        ),
+        (lambda m, decay: m.parameters(), "Return a list of dicts"),
+    ],
+)
+def test_decay_groups_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
+    refuses(ch08.decay_groups, answer, reason, capsys)
+
+
+def test_decay_groups_takes_other_spellings(capsys: Any) -> None:
+    accepts(ch08.decay_groups, capsys, by(lambda n, p: p.ndim >= 2))  # frozen ones in it, too
+    accepts(
+        ch08.decay_groups,
+        capsys,
+        lambda model, decay: [
+            {"params": [p], "weight_decay": decay * (p.ndim > 1)}
+            for p in model.parameters()
+            if p.requires_grad
+        ],
+    )
+    waits(ch08.decay_groups, capsys, lambda model, decay: ...)
+
+
+# 8.6
+
+PARTS = ("model", "optimizer", "scheduler", "order", "chance", "step")
+
+
+def pack(run: ch08.Run) -> dict[str, Any]:
+    return {
+        **{part: getattr(run, part).state_dict() for part in PARTS[:3]},
+        "order": run.order.get_state(),
+        "chance": torch.get_rng_state(),
+        "step": run.step,
+    }
+
+
+def unpack_but(*missing: str) -> Callable[[ch08.Run, dict[str, Any]], None]:
+    def unpack(run: ch08.Run, state: dict[str, Any]) -> None:
+        for part in PARTS[:3]:
+            if part not in missing:
+                getattr(run, part).load_state_dict(state[part])
+        if "order" not in missing:
+            run.order.set_state(state["order"])
+        if "chance" not in missing:
+            torch.set_rng_state(state["chance"])
+        if "step" not in missing:
+            run.step = state["step"]
+
+    return unpack
+
+
+def parameters_only(run: ch08.Run, state: dict[str, Any]) -> None:
+    names = dict(run.model.named_parameters())
+    weights = {k: v for k, v in state["model"].items() if k in names}
+    run.model.load_state_dict(weights, strict=False)
+
+
+def refused(answer: tuple[Any, Any], reason: str, capsys: Any) -> None:
+    assert not ch08.checkpoint(*answer)
+    said = capsys.readouterr().out
+    assert said.startswith("✗ Not yet. ")
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        (("model",), "The weights are not"),
+        (("optimizer",), "momentum is missing"),
+        (("scheduler",), "scheduler does not know"),
+        (("order",), "generator of the order"),
+        (("chance",), "Dropout's chances"),
+        (("step",), "how many steps it has done"),
+        (("optimizer", "scheduler"), "momentum is missing"),
+    ],
+)
+def test_checkpoint_names_what_is_missing(missing: Any, reason: str, capsys: Any) -> None:
+    refused((pack, unpack_but(*missing)), reason, capsys)
+
+
+def test_checkpoint_sees_other_mistakes(capsys: Any) -> None:
+    refused((pack, parameters_only), "buffers, not parameters", capsys)
+    refused((lambda run: {"run": run}, unpack_but()), "cannot be saved", capsys)
+    refused((lambda run: pack(run) | {"f": run.model}, unpack_but()), "cannot be saved", capsys)
+    refused((lambda run: [pack(run)], unpack_but()), "must return a dict", capsys)
+
+    def draws(run: ch08.Run) -> dict[str, Any]:
+        run.advance(1)
+        return pack(run)
+
+    refused((draws, unpack_but()), "pack changed it", capsys)
+
+    def reseeded(run: ch08.Run) -> dict[str, Any]:
+        torch.manual_seed(0)
+        return pack(run)
+
+    refused((reseeded, unpack_but()), "pack changed it", capsys)
+
+    def another_model(run: ch08.Run, state: dict[str, Any]) -> None:
+        unpack_but()(run, state)
+        run.model = ch08.Run().model
+        run.model.load_state_dict(state["model"])
+        torch.set_rng_state(state["chance"])
+
+    refused((pack, another_model), "momentum is missing", capsys)
+
+
+def test_checkpoint_takes_other_designs_and_leaves_the_chances_alone(capsys: Any) -> None:
+    before = torch.get_rng_state()
+    accepts(ch08.checkpoint, capsys, pack, unpack_but())
+
+    def flat(run: ch08.Run) -> dict[str, Any]:
+        state = pack(run)
+        return {"all": [state[part] for part in PARTS]}
+
+    def from_flat(run: ch08.Run, state: dict[str, Any]) -> None:
+        unpack_but()(run, dict(zip(PARTS, state["all"], strict=True)))
+
+    accepts(ch08.checkpoint, capsys, flat, from_flat)
+    waits(ch08.checkpoint, capsys, lambda run: ..., lambda run, state: ...)
+    assert torch.equal(before, torch.get_rng_state())
