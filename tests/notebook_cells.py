@@ -17,10 +17,14 @@ CHAPTERS = (
     "03_channel_attention",
     "04_spatial_attention",
     "05_cbam",
+    "06_line_by_line",
+    "07_in_a_network",
+    "08_training",
     "09_does_it_help",
     "10_what_does_it_look_at",
     "11_cost",
     "12_variants",
+    "13_using_it",
 )
 
 
