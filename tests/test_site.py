@@ -249,7 +249,8 @@ def test_the_recorded_studies_are_whole_and_of_their_definitions(path):
         assert record["seed"] < chosen.seeds
         options = json.loads(json.dumps(study.options(record["arm"], chosen)))
         assert options.items() <= record["config"].items(), record["arm"]
-        assert record["recipe"] == dataclasses.asdict(chosen.recipe) | {"seed": record["seed"]}
+        recipe = study.recipe(record["arm"], chosen)
+        assert record["recipe"] == dataclasses.asdict(recipe) | {"seed": record["seed"]}
         assert not record["commit"].endswith("-dirty")
         assert find(name, size)[0].data == record["data"]
 
@@ -291,6 +292,13 @@ def test_what_the_page_of_results_says_in_words():
     assert set(said["reduction"].values()) == {undecided}
     assert said["gate"] == {"softmax": "not supported: worse", "hard-sigmoid": undecided}
     assert said["norm"] == {"no norm": "supported", "norm from 0": undecided}
+    said = readings("recipe")["recipe"]
+    needed = {name for name, word in said.items() if word == "not supported: worse"}
+    assert needed == {"no augmentation", "no momentum", "lr / 10"}
+    arms = evidence.summary("recipe", "small").tables["recipe"][1]
+    assert all(arm.comparison.difference.high < -5 for arm in arms if arm.name in needed)
+    assert {name for name, word in said.items() if word == "supported"} == {"lr x 10"}
+    assert all(said[name] == undecided for name in said.keys() - needed - {"lr x 10"})
     for score in ("pointing", "energy", "iou"):
         for arm in ("none", "se", "cbam"):
             assert lies_off("where", arm, "grad-cam", score, "centre", +1)
