@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import tables
@@ -42,26 +42,56 @@ def minutes(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+class Link(nodes.inline):
+    """A chapter that is named, until all pages are read and it is known where its sections are."""
+
+
 class ChapterRole(SphinxRole):
-    """A link to a chapter."""
+    """A link to a chapter, or to a section of it."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        """Return the link, or plain words where there is no such chapter yet."""
+        """Return the words that become a link, or mere words where there is no such chapter yet."""
         match = PLACE.fullmatch(self.text)
         if not match:
             wrong = f"a chapter is two digits, such as 04 or '04, section 7', not {self.text!r}"
             message = self.inliner.reporter.error(wrong, line=self.lineno)
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
         self.env.note_dependency(str(ROOT / "_toc.yml"))
-        words = nodes.inline("", f"chapter {self.text}")
+        text = f"chapter {self.text}"
         page = pages().get(match[1])
         if page is None:
-            return [words], []
-        about = {"refdomain": "std", "reftype": "doc", "refdoc": self.env.docname}
-        link = addnodes.pending_xref(
-            "", words, reftarget=f"/{page}", refexplicit=True, refwarn=True, **about
-        )
-        return [link], []
+            return [nodes.inline("", text)], []
+        self.env.note_dependency(str(ROOT / f"{page}.ipynb"))  # its sections may be renamed
+        sections = re.findall(r"\d+", match[2] or "")
+        return [Link("", text, page=page, section=sections[0] if sections else "")], []
+
+
+def anchors(doctree: nodes.document) -> dict[str, str]:
+    """Return where a page's numbered sections are, such as "2" for "2. What the ReLU is for"."""
+    found: dict[str, str] = {}
+    for section in doctree.findall(nodes.section):
+        number, dot, _ = section[0].astext().partition(".")
+        if dot and number.isdigit():
+            found.setdefault(number, section["ids"][0])
+    return found
+
+
+def _link(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Turn the chapters that a page names into links to the first section that is named."""
+    known: dict[str, dict[str, str]] = {}
+    for node in list(doctree.findall(Link)):
+        target, number = node["page"], node["section"]
+        if target not in known:
+            known[target] = anchors(app.env.get_doctree(target))
+        address = app.builder.get_relative_uri(page, target)
+        if number in known[target]:
+            address += f"#{known[target][number]}"
+        elif number:
+            logging.getLogger(__name__).warning(
+                f"{target} has no section {number}", location=(page, node.line)
+            )
+        link = nodes.reference("", node.astext(), internal=True, refuri=address)
+        node.replace_self(link)
 
 
 class ChapterTimes(SphinxDirective):
@@ -85,5 +115,6 @@ class ChapterTimes(SphinxDirective):
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_role("chapter", ChapterRole())
+    app.connect("doctree-resolved", _link)
     app.add_directive("chapter-times", ChapterTimes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
