@@ -214,6 +214,8 @@ def test_the_predictions_are_true() -> None:
     found = {}
     equal = x[:, :1].repeat(1, 8, 1, 1)
     found["A"] = same(look(equal), look(equal, mean_first=True))
+    refined = equal * m.channel(equal)  # equal channels of F are not enough, it must be F'
+    assert same(look(refined), look(refined, mean_first=True)) == "other"
     flat = copy.deepcopy(gate)
     nn.init.zeros_(flat.norm.weight)
     found["B"] = same(flat(x), flat(x.flip(1) * 2))

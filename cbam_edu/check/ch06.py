@@ -202,9 +202,9 @@ def _name_bugs(value: Any, x: Tensor, weights: tuple[Tensor, Tensor, Tensor]) ->
 _SEEN = {
     "A": (
         "same",
-        "Of equal numbers the mean is the maximum, so the two maps are one and the same.",
+        "Of equal numbers the mean is the maximum, so the two maps of F' are one and the same.",
     ),
-    "B": ("same", "With a scale of zero the map is one half, whatever the convolution says."),
+    "B": ("same", "With a scale of zero the map is one number, whatever the convolution says."),
     "C": ("same", "Of one single number the mean is the maximum."),
     "D": ("other", "Added before, each bias of the MLP is counted once; in CBAM it counts twice."),
     "E": ("same", "A fresh BatchNorm subtracts 0 and divides by 1 in evaluation: the identity."),
