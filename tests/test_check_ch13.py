@@ -349,6 +349,19 @@ def relative(got: Tensor, want: Tensor) -> Any:
     return (got - want).abs().max() / want.abs().max()
 
 
+def over_all_shapes(net: Any, run: Any, shapes: Any) -> float:
+    """Divide one maximum by another, each over all shapes."""
+    difference = largest = 0.0
+    for shape in shapes:
+        x = torch.randn(*shape)
+        want, got = net(x), run(x)
+        if want.shape != got.shape or not got.isfinite().all():
+            return math.inf
+        difference = max(difference, float((got - want).abs().max()))
+        largest = max(largest, float(want.abs().max()))
+    return difference / largest
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -358,6 +371,8 @@ def relative(got: Tensor, want: Tensor) -> Any:
         (parity(relative, lambda found: found[0]), "Go over all shapes"),
         (parity(relative, careful=False), "broadcasts"),
         (parity(lambda got, want: ((got - want).abs() / want.abs()).mean()), "it should say"),
+        (parity(lambda got, want: (got - want).abs().max() / want.max()), "in absolute value"),
+        (over_all_shapes, "for each shape"),
         (lambda net, run, shapes: True, "Return a number"),
         (lambda net, run, shapes: "0", "Return a number"),
     ],

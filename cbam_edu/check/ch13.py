@@ -325,9 +325,12 @@ def _says_the_same(
 
 
 def _linear(x: Tensor) -> Tensor:
-    """Return logits ``(N, 2)`` that are large, so that a difference must be a relative one."""
+    """Return logits ``(N, 2)``: large, so that a difference must be a relative one.
+
+    The largest of them, in absolute value, are negative.
+    """
     means = x.mean((2, 3))
-    return 1000 * torch.stack([means[:, 0] + 1, means[:, 1] - means[:, 2]], dim=1)
+    return 1000 * torch.stack([-1 - means[:, 0], means[:, 1] - means[:, 2]], dim=1)
 
 
 def _off(when: Callable[[Tensor], bool], by: float) -> Network:
@@ -349,7 +352,7 @@ _CASES: list[tuple[str, Network, float, str]] = [
         "one that is off by a hundredth of the largest logit",
         _off(lambda x: True, 0.01),
         0.01,
-        "Divide the largest difference by the largest logit of the network.",
+        "Divide the largest difference by the largest logit of the network, in absolute value.",
     ),
     (
         "one that is off downwards",
@@ -361,7 +364,7 @@ _CASES: list[tuple[str, Network, float, str]] = [
         "one that is wrong for the first shape only",
         _off(lambda x: len(x) == 1, 0.05),
         0.05,
-        "Keep the largest over all shapes, not the last.",
+        "Take the quotient for each shape, and keep the largest of them, not the last.",
     ),
     (
         "one that is wrong for three images only",
