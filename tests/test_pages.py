@@ -1,5 +1,6 @@
 """The pages of prose: the three paths, the self-test, the glossary, the errors, the capstone."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -35,8 +36,11 @@ from cbam_edu.convert import convert
 from cbam_edu.data.sources import download
 from cbam_edu.export import export
 from cbam_edu.recipe import Recipe
+from cbam_edu.records import recorded
+from cbam_edu.report import summarise
 from cbam_edu.train import fit
 from notebook_cells import NOTEBOOKS, ROOT, exercises, read
+from quizzes import questions
 
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "book").glob("*.md"))}
 NUMBERS = {f"{n:02d}" for n in range(14)}  # of the course, whether written yet or not
@@ -47,10 +51,15 @@ each_page = pytest.mark.parametrize("name", PAGES)
 # Chapters
 
 
+@functools.cache  # the pages name each chapter many times
+def words(path):
+    """Return what a chapter says, without its code."""
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
 def sections(path):
     """Return the numbers of a chapter's sections."""
-    cells = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
-    return set(re.findall(r"^## (\d+)\. ", "\n\n".join(cells), re.MULTILINE))
+    return set(re.findall(r"^## (\d+)\. ", words(path), re.MULTILINE))
 
 
 @each_page
@@ -61,10 +70,8 @@ def test_chapters_and_sections_that_a_page_names_are_there(name):
         assert match, text
         assert match[1] in NUMBERS, text
         if match[2] and match[1] in there:
-            first, *rest = re.findall(r"\d+", match[2])
-            named = {first, *rest}
-            if " to " in match[2]:
-                named = {str(n) for n in range(int(first), int(rest[-1]) + 1)}
+            spans = re.findall(r"(\d+)(?: to (\d+))?", match[2])
+            named = {str(n) for a, b in spans for n in range(int(a), int(b or a) + 1)}
             assert named <= sections(there[match[1]]), text
 
 
@@ -124,26 +131,23 @@ def test_every_exercise_has_its_solution_on_the_page_of_solutions():
 
 # Folded questions: the quiz's format
 
-QUESTION = re.compile(r"^### Question (\S+)\n(.*?)(?=^###? |\Z)", re.MULTILINE | re.DOTALL)
-ANSWER = re.compile(
-    r"<details><summary>([A-D])\. (.+?)</summary>\n\n(✓ Yes\.|✗ No\.) (.+?)\n\n</details>",
-    re.DOTALL,
-)
-
 
 def test_the_self_test_has_one_right_answer_a_question_and_explains_every_one():
-    questions = QUESTION.findall(PAGES["prerequisites"])
-    assert 8 <= len(questions) <= 12
-    assert [number for number, _ in questions] == [str(n + 1) for n in range(len(questions))]
+    page = re.sub(r"^### Question (?=\d+$)", "### Question 0.", PAGES["prerequisites"], flags=re.M)
+    asked = questions(page)
+    assert 8 <= len(asked) <= 12
+    assert [q.title for q in asked] == [f"Question 0.{n + 1}" for n in range(len(asked))]
     right = []
-    for number, body in questions:
-        answers = ANSWER.findall(body)
-        assert body.count("<details>") == len(answers) in (3, 4), number
-        assert [letter for letter, *_ in answers] == list("ABCD")[: len(answers)]
-        (letter,) = (letter for letter, _, verdict, _ in answers if verdict == "✓ Yes.")
+    for question in asked:
+        answers = question.answers
+        assert len(answers) in (3, 4), question.title
+        assert [answer.letter for answer in answers] == list("ABCD")[: len(answers)]
+        (letter,) = (answer.letter for answer in answers if answer.right)
         right.append(letter)
-        assert all(len(why) >= 30 for *_, why in answers), number
+        assert all(len(answer.told) >= 25 for answer in answers), question.title
     assert len(set(right)) >= 3, "the place of the right answer varies"
+    longest = [max(q.answers, key=lambda answer: len(answer.text)).right for q in asked]
+    assert sum(longest) <= len(asked) / 2, "the longest answer is not the right one"
 
 
 # Errors
@@ -291,7 +295,7 @@ def test_what_the_page_of_the_paper_says_in_words():
     assert [float(g) > 0 for g in spatial] == [False, False, True, True]
     (base,) = (float(row[4]) for row in paper.rows(4)[1] if row[:2] == ["resnet50", "none"])
     (cbam,) = (row[4] for row in paper.rows(4)[1] if row[:2] == ["resnet50", "CBAM"])
-    assert f"the table's {cbam} %" in PAGES["paper"]
+    assert f"the {cbam} % of Table 4 must be another run" in PAGES["paper"]
     kept = json.loads(paper.PAPER.read_text("utf-8"))["how_the_counts_come_out"]
     assert any("should read 3.863" in line and "3.869" in line for line in kept)
     assert round(base - (100 - 80.4)) == 5  # "five points below the baseline"
@@ -307,6 +311,51 @@ def test_every_reference_has_its_full_data():
         assert "others" not in fields["author"], entry
 
 
+# What the small studies say
+
+
+@functools.cache
+def said_by(study):
+    """Return a small study's arms by table and name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cbam_edu.report.bootstrap", lambda *_, **__: (0.0, 0.0))  # seconds, unused
+        tables = summarise(study, "small", recorded(study, "small")).tables
+    return {name: {arm.name: arm for arm in arms} for name, (_, arms) in tables.items()}
+
+
+def test_what_the_questions_say_of_the_small_studies():
+    variants, recipe = said_by("variants"), said_by("recipe")["recipe"]
+    pooling, gate, norm = (variants[name] for name in ("pooling", "gate", "norm"))
+    (plain, *channel) = sorted(pooling.values(), key=lambda arm: -arm.mean)
+    assert (plain.name, channel[0].name) == ("none", "avg & max")
+    assert channel[0].mean - channel[1].mean < channel[0].spread  # "by less than its spread"
+    assert gate["softmax"].comparison.p < 0.05
+    assert gate["softmax"].comparison.difference.high < -10
+    assert norm["no norm"].comparison.difference.low > 0
+    assert norm["norm from 0"].comparison.p > 0.05  # "not decidable"
+    for study in ("neighbours-resnet20", "neighbours-resnet9"):
+        (table,) = said_by(study).values()
+        assert all(arm.comparison.p > 0.05 for arm in table.values() if arm.comparison)
+    # Without an ingredient the plain network loses more than by any gate but the softmax.
+    lost = [
+        recipe["recipe"].mean - recipe[arm].mean
+        for arm in ("no augmentation", "no momentum", "lr / 10")
+    ]
+    arms = {name: arm for table in variants.values() for name, arm in table.items()}
+    moved = [
+        abs(a.mean - arms["none"].mean) for n, a in arms.items() if n not in ("none", "softmax")
+    ]
+    for study in ("neighbours-resnet20", "neighbours-resnet9"):
+        (table,) = said_by(study).values()
+        moved += [abs(arm.mean - table["none"].mean) for arm in table.values()]
+    assert min(lost) > max(moved)
+
+
+def test_the_real_run_of_the_capstone_takes_about_ten_minutes():
+    seconds = [record["seconds"] for record in recorded("variants", "small")]
+    assert 5 < 20 * sum(seconds) / len(seconds) / 60 < 15
+
+
 # Where the records are from
 
 
@@ -319,6 +368,17 @@ def test_every_file_of_records_is_on_the_reproducibility_card():
     for row in studies:
         assert len(row[8].split(", ")) == len(row[9].split(", ")) == 1, "one kind of runs a file"
     assert len(provenance.data_rows()[1]) == 10
+
+
+def test_every_study_of_the_code_is_on_the_reproducibility_card():
+    headings, rows = provenance.defined_rows()
+    assert [row[0] for row in rows] == list(studies.STUDIES)
+    assert ["recipe", studies.STUDIES["recipe"].question, "9", "5", "8"] in rows
+    assert all(len(row) == len(headings) for row in rows)
+    recorded_ones = {row[0].rpartition("-")[0] for row in provenance.study_rows()[1]}
+    assert recorded_ones == set(studies.STUDIES), "each has been run, if only small"
+    for what in ("defined", "studies", "others", "gpus", "data"):
+        assert f"```{{provenance}} {what}\n" in PAGES["reproducibility"]
 
 
 def test_a_gpu_that_has_measured_is_named(tmp_path, monkeypatch):
@@ -344,7 +404,7 @@ def test_the_recipe_of_the_capstone_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("cbam_edu.neighbours.STUDIED", {**neighbours.STUDIED})
     monkeypatch.setattr("cbam_edu.studies.STUDIES", {**studies.STUDIES})
     images = studies.Study.images
-    few = range(0, 500, 4)  # of all classes, so that the test is quick
+    few = range(0, 500, 7)  # of all classes, so that the test is quick
 
     def some(self, size, **options):
         return tuple(part.subset(few) for part in images(self, size, **options))
@@ -422,8 +482,7 @@ def test_every_term_of_the_glossary_is_used_and_says_where_it_is_explained():
     assert len(terms) > 90
     names = [term.lower() for term, _ in terms]
     assert names == sorted(set(names)), "each once, in the order of the alphabet"
-    cells = [cell for path in NOTEBOOKS.glob("*.ipynb") for cell in read(path).cells]
-    told = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    told = [words(path) for path in NOTEBOOKS.glob("*.ipynb")]
     text = "\n".join([*told, *(page for name, page in PAGES.items() if name != "glossary")]).lower()
     there = {path.name[:2] for path in NOTEBOOKS.glob("*.ipynb")}
     for term, meaning in terms:

@@ -13,6 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 import tables
 from cbam_edu.data.cifar10 import CIFAR10
 from cbam_edu.data.mini import PIXELS_SHA256
+from cbam_edu.studies import STUDIES
 from records import RESULTS
 
 Line = dict[str, Any]
@@ -33,6 +34,19 @@ def every(some: Iterable[Line], value: Callable[[Line], Any]) -> str:
 def torch_of(line: Line) -> str | None:
     """Return the version of torch that made a line, where it is kept."""
     return line["versions"]["torch"] if "versions" in line else line.get("torch")
+
+
+def defined_rows() -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of the studies that the code defines, recorded or not."""
+    headings = ["study", "what it is to answer", "arms", "seeds: small", "full"]
+    body = [
+        [
+            *(name, study.question, str(len(study.arms))),
+            *(str(study.sizes[size].seeds) for size in ("small", "full")),
+        ]
+        for name, study in STUDIES.items()
+    ]
+    return headings, body
 
 
 def study_rows() -> tuple[list[str], list[list[str]]]:
@@ -95,7 +109,7 @@ def _accelerator(device: str | None) -> str | None:
 
 
 class Provenance(SphinxDirective):
-    """A table: of the ``studies``, the ``others``, the ``data``; or ``gpus``, a sentence."""
+    """A table: ``defined``, ``studies``, ``others`` or ``data``; or ``gpus``, a sentence."""
 
     required_arguments = 1
 
@@ -104,11 +118,14 @@ class Provenance(SphinxDirective):
         self.env.note_dependency(str(RESULTS / "studies"))
         if self.arguments[0] == "gpus":
             return [nodes.paragraph("", on_gpus())]
+        if self.arguments[0] == "defined":
+            headings, body = defined_rows()
+            return [tables.table(headings, body, {*headings[2:]})]
         if self.arguments[0] == "data":
             headings, body = data_rows()
             return [tables.table(headings, body, {"images"})]
         if self.arguments[0] not in ("studies", "others"):
-            raise self.error(f"studies, others, data or gpus, not {self.arguments[0]!r}")
+            raise self.error(f"defined, studies, others, data or gpus, not {self.arguments[0]!r}")
         studies = self.arguments[0] == "studies"
         headings, body = study_rows() if studies else other_rows()
         shown = tables.table(headings, body, {"runs", "arms", "epochs", "lines"})
