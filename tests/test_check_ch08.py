@@ -164,6 +164,8 @@ def test_plan_is_that_of_the_package_and_of_torch(capsys: Any) -> None:
     )
     rounded = {"loss when sure and wrong": 7.0, "first loss": torch.tensor(2.996)}
     accepts(ch08.plan, capsys, ch08.PLAN | rounded)
+    during = {"last rate, advanced once an epoch": 0.4 * 39 / 1800}
+    accepts(ch08.plan, capsys, ch08.PLAN | during)
     waits(ch08.plan, capsys, ch08.PLAN | {"steps": ...})
 
 

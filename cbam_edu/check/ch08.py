@@ -156,6 +156,8 @@ PLAN = {
     "first loss": math.log(20),
     "loss when sure and wrong": math.log(math.exp(7) + 19),
 }
+# While the last epoch runs, only 39 advances are done.
+ALSO_RIGHT = {"last rate, advanced once an epoch": 0.4 * 39 / 1800}
 
 
 @judge
@@ -167,7 +169,8 @@ def plan(answer: Mapping[str, Any]) -> None:
         raise NotImplementedError
     for name, right in PLAN.items():
         value = _number(answer[name], repr(name))
-        if not math.isclose(value, right, rel_tol=0.01):
+        rights = (right, ALSO_RIGHT.get(name, right))
+        if not any(math.isclose(value, one, rel_tol=0.01) for one in rights):
             raise Wrong(f"{name!r} is not {value:g}. {_why(name, value)}")
 
 
