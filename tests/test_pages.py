@@ -418,6 +418,12 @@ def test_the_recipe_of_the_capstone_runs(tmp_path, monkeypatch, capsys):
     assert re.search(r"^  mine  2 ", said, re.MULTILINE)
     assert "mine: 272,095 parameters" in said
     assert "mine" not in neighbours.ATTENTIONS
+    # Another gate under the old name, in the old file, is not run: the page warns of it.
+    before = (tmp_path / "capstone.jsonl").read_bytes()
+    names["STUDIED"]["mine"] = nn.Identity
+    names["experiment"]("capstone", "rehearsal", "capstone.jsonl")
+    assert (tmp_path / "capstone.jsonl").read_bytes() == before
+    assert "begin a new file of records" in PAGES["capstone"]
 
 
 @pytest.mark.parametrize(
