@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cbam_edu import attention
 from cbam_edu.benchmark import kept_bytes
 from cbam_edu.check import ch11
 from notebook_cells import NOTEBOOKS, exercises, refuses
@@ -25,8 +26,8 @@ def waits(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
     assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
-def test_there_are_six_exercises() -> None:
-    assert len(EXERCISES) == 6
+def test_there_are_seven_exercises() -> None:
+    assert len(EXERCISES) == 7
 
 
 # 11.1
@@ -284,3 +285,84 @@ def test_kept_maps_names_the_mistake(
 def test_kept_maps_takes_what_is_right_and_waits(capsys: Any) -> None:
     accepts(ch11.kept_maps, lambda module, x: torch.tensor(kept(module, x) / x.nbytes), capsys)
     waits(ch11.kept_maps, lambda module, x: None, capsys)
+
+
+# 11.7
+
+
+class Gated(nn.Module):
+    """Both gates by the mean alone; each option makes one mistake, or another right answer."""
+
+    def __init__(self, channels: int = 64, way: str = "right"):
+        super().__init__()
+        self.way = way
+        self.mlp = nn.Sequential(nn.Linear(channels, 8), nn.ReLU(), nn.Linear(8, channels))
+        self.conv = nn.Conv2d(1, 1, 7, padding=3)
+        if way == "start at zero":
+            nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.mlp(x.mean((2, 3)))[:, :, None, None]
+        if self.way == "parallel":
+            return x * torch.sigmoid(logits + self.conv(x.mean(1, keepdim=True)))
+        c = logits if self.way == "no sigmoid" else logits.sigmoid()
+        y = x * c
+        s = self.conv((x if self.way == "both read x" else y).mean(1, keepdim=True)).sigmoid()
+        if self.way == "plus x":
+            return x + y * s
+        if self.way == "in place":
+            return y.mul_(s)
+        return x * (c * s) if self.way == "one product" else y * s
+
+
+class Fixed(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.c = nn.Parameter(torch.randn(1, channels, 1, 1))
+        self.s = nn.Parameter(torch.randn(1, 1, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.c.sigmoid() * self.s.sigmoid()
+
+
+class Returns(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda c: attention.CBAM(c), "It makes 8 passes"),
+        (lambda c: Gated(c, "one product"), "passes over the big map; at most 6"),
+        (lambda c: attention.CBAM(c, order="channel-only"), "the spatial gate is missing"),
+        (lambda c: attention.CBAM(c, order="spatial-only"), "the channel gate is missing"),
+        (lambda c: Gated(c, "parallel"), "no channel vector times a map"),
+        (lambda c: Gated(c, "no sigmoid"), "gates stay between 0 and 1"),
+        (lambda c: Gated(c, "plus x"), "gates stay between 0 and 1"),
+        (Fixed, "All images get the same factors"),
+        (lambda c: Returns(lambda x: x.mean((2, 3), keepdim=True)), "the output has shape"),
+        (lambda c: Returns(lambda x: x * 0.5), "the channel gate is missing"),
+        (lambda c: torch.ones(c), "Return a module, not a Tensor"),
+    ],
+)
+def test_lighter_names_the_mistake(answer: Callable[[int], Any], reason: str, capsys: Any) -> None:
+    refuses(ch11.lighter, answer, reason, capsys)
+
+
+@pytest.mark.parametrize("way", ["right", "both read x", "start at zero", "in place"])
+def test_lighter_takes_other_designs(way: str, capsys: Any) -> None:
+    accepts(ch11.lighter, lambda c: Gated(c, way), capsys)
+
+
+def test_lighter_takes_a_maximum_instead_of_a_mean_and_waits(capsys: Any) -> None:
+    def spatial(x: Tensor) -> Tensor:
+        x = x * x.amax((2, 3), keepdim=True).sigmoid()
+        return x * x.amax(1, keepdim=True).sigmoid()
+
+    accepts(ch11.lighter, lambda c: Returns(spatial), capsys)
+    waits(ch11.lighter, lambda c: None, capsys)

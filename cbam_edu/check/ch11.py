@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import cbam_edu
 from cbam_edu import attention
 from cbam_edu.benchmark import kept_bytes
 from cbam_edu.check.mistakes import known
-from cbam_edu.check.verdict import Wrong, close, judge
+from cbam_edu.check.verdict import Wrong, close, judge, shape
 
 # ---- What answers are made of
 
@@ -366,3 +368,88 @@ def kept_maps(answer: Callable[[nn.Module, Tensor], Any]) -> None:
             )
         if not _near(value, kept / x.nbytes, 0.02):
             raise Wrong(f"{name} does not keep {value:.3g} maps, but {kept / x.nbytes:.3g}.")
+
+
+# ---- 11.7
+
+MOST_PASSES = 6
+
+
+class _Passes(TorchDispatchMode):
+    """Counts reads and writes of tensors as large as a map; a view moves nothing."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.total = size, 0
+
+    def _big(self, values: Any) -> int:
+        tensors = [v for v in tree_leaves(values) if isinstance(v, Tensor)]
+        return sum(t.untyped_storage().nbytes() >= self.size for t in tensors)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        out = func(*args, **given)
+        aliases = [value.alias_info for value in func._schema.returns]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            read = {name: value for name, value in given.items() if name != "out"}
+            self.total += self._big((args, read)) + self._big(out)
+        return out
+
+
+def _a_map(seed: int) -> Tensor:
+    """Return a map (4, 64, 16, 16) without zeros, whose images, channels and places differ."""
+    sizes = (4, 64, 16, 16), (4, 64, 1, 1), (4, 1, 16, 16)
+    generator = torch.Generator().manual_seed(seed)
+    x = sum(torch.randn(size, generator=generator) for size in sizes)
+    return torch.where(torch.as_tensor(x).abs() < 0.1, 0.1, x)
+
+
+@judge
+def lighter(answer: Callable[[int], Any]) -> None:
+    """Judge `answer(channels)`: a module with both gates that makes at most six passes forward."""
+    moves = {"channels": False, "places": False, "images": False}
+    for seed in range(5):  # a single fresh module may be dead by chance, as behind a ReLU
+        torch.manual_seed(seed)
+        module, x = answer(64), _a_map(seed)
+        if module is None or module is ...:
+            raise NotImplementedError
+        if not isinstance(module, nn.Module):
+            raise Wrong(f"Return a module, not a {type(module).__name__}.")
+        with torch.no_grad():
+            for parameter in module.parameters():  # so that no start at zero hides a gate
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+            given = x.clone()
+            with _Passes(x.nbytes) as passes:
+                out = module(given)
+            shape(out, tuple(x.shape), "the output")
+            _gates(out / x, moves)
+    for what, why in {
+        "channels": "All channels get the same factor: the channel gate is missing.",
+        "places": "All places get the same factor: the spatial gate is missing.",
+        "images": "All images get the same factors. Compute them from the map.",
+    }.items():
+        if not moves[what]:
+            raise Wrong(why)
+    if passes.total > MOST_PASSES:
+        raise Wrong(
+            f"It makes {passes.total} passes over the big map; at most {MOST_PASSES} are allowed. "
+            "List them as in section 4, and ask of each whether the gates need it."
+        )
+
+
+def _gates(factors: Tensor, moves: dict[str, bool]) -> None:
+    """Raise `Wrong` unless the factors are gates; note along which axes they differ."""
+    low, high = float(factors.min()), float(factors.max())
+    if low < 0 or high > 1 + 1e-5:
+        raise Wrong(
+            f"The factors out / x run from {low:.3g} to {high:.3g}; gates stay between 0 and 1."
+        )
+    s = torch.linalg.svdvals(factors.flatten(2))
+    if bool((s[:, 1] > 1e-3 * s[:, 0]).any()):
+        raise Wrong(
+            "An image's factors are no channel vector times a map of places (their rank is above "
+            "1). Multiply by one gate, then by the other."
+        )
+    for name, axis in (("images", 0), ("channels", 1)):
+        moves[name] |= bool(factors.std(axis).max() > 1e-4)
+    moves["places"] |= bool(factors.flatten(2).std(2).max() > 1e-4)
