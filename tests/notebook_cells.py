@@ -6,7 +6,18 @@ from typing import Any
 
 from exercises import Exercise, exercises, read
 
-__all__ = ["CHAPTERS", "NOTEBOOKS", "ROOT", "Exercise", "exercises", "read", "refuses", "tagged"]
+__all__ = [
+    "CHAPTERS",
+    "NOTEBOOKS",
+    "ROOT",
+    "Exercise",
+    "accepts",
+    "exercises",
+    "read",
+    "refuses",
+    "tagged",
+    "waits",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -43,3 +54,15 @@ def refuses(judge: Callable[[Any], object], answer: Any, reason: str, capsys: An
     said = capsys.readouterr().out
     assert said.startswith("✗ Not yet. ")
     assert reason in said
+
+
+def accepts(judge: Callable[..., Any], answer: Any, capsys: Any) -> None:
+    """Assert that `judge` accepts `answer`."""
+    assert judge(answer)
+    assert capsys.readouterr().out == "✓ Right.\n"
+
+
+def waits(judge: Callable[..., Any], answer: Any, capsys: Any) -> None:
+    """Assert that `judge` takes `answer` for one that is still to be written."""
+    assert not judge(answer)
+    assert capsys.readouterr().out.startswith("○ Not answered yet")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cbam_edu.attention import CBAM, ORDERS
 from cbam_edu.check import ch05
 from cbam_edu.complexity import count
-from notebook_cells import NOTEBOOKS, ROOT, exercises, refuses, tagged
+from notebook_cells import NOTEBOOKS, ROOT, accepts, exercises, refuses, tagged
 
 PATH = NOTEBOOKS / "05_cbam.ipynb"
 EXERCISES = exercises(PATH)
@@ -30,11 +30,6 @@ VERDICTS = {
     "D": "channel gate applied twice",
     "E": "spatial before channel",
 }
-
-
-def accepts(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
-    assert judge(answer)
-    assert capsys.readouterr().out == "✓ Right.\n"
 
 
 def test_there_are_five_exercises() -> None:

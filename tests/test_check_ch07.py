@@ -16,14 +16,9 @@ from cbam_edu.check import ch07
 from cbam_edu.complexity import count
 from cbam_edu.models import create_model
 from cbam_edu.surgery import remove_attention
-from notebook_cells import NOTEBOOKS, ROOT, exercises, refuses, tagged
+from notebook_cells import NOTEBOOKS, ROOT, accepts, exercises, refuses, tagged
 
 PATH = NOTEBOOKS / "07_in_a_network.ipynb"
-
-
-def accepts(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
-    assert judge(answer)
-    assert capsys.readouterr().out == "✓ Right.\n"
 
 
 def test_there_are_six_exercises() -> None:

@@ -30,13 +30,6 @@ def test_there_are_six_exercises() -> None:
     assert len(EXERCISES) == 6
 
 
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.title.split(":")[0])
-def test_stored_solutions_are_right(exercise: Any, capsys: Any) -> None:
-    assert exercise.run(exercise.solution)
-    assert capsys.readouterr().out == "✓ Right.\n"
-    assert not exercise.run(exercise.stub)
-
-
 # 8.1
 
 

@@ -10,20 +10,10 @@ import torch
 from scipy import stats
 
 from cbam_edu.check import ch09
-from notebook_cells import NOTEBOOKS, exercises, refuses
+from notebook_cells import NOTEBOOKS, accepts, exercises, refuses, waits
 
 EXERCISES = exercises(NOTEBOOKS / "09_does_it_help.ipynb")
 Array = np.ndarray
-
-
-def accepts(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
-    assert judge(answer)
-    assert capsys.readouterr().out == "✓ Right.\n"
-
-
-def waits(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
-    assert not judge(answer)
-    assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
 def test_there_are_five_exercises() -> None:

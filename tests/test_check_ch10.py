@@ -13,19 +13,9 @@ from torch import Tensor, nn
 from cbam_edu import explain, localise
 from cbam_edu.check import ch10
 from cbam_edu.models import create_model
-from notebook_cells import NOTEBOOKS, exercises, refuses
+from notebook_cells import NOTEBOOKS, accepts, exercises, refuses, waits
 
 EXERCISES = exercises(NOTEBOOKS / "10_what_does_it_look_at.ipynb")
-
-
-def accepts(judge: Callable[..., Any], answer: Any, capsys: Any) -> None:
-    assert judge(answer)
-    assert capsys.readouterr().out == "✓ Right.\n"
-
-
-def waits(judge: Callable[..., Any], answer: Any, capsys: Any) -> None:
-    assert not judge(answer)
-    assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
 def test_there_are_five_exercises() -> None:

@@ -11,19 +11,9 @@ from torch import Tensor, nn
 from cbam_edu import attention
 from cbam_edu.benchmark import kept_bytes
 from cbam_edu.check import ch11
-from notebook_cells import NOTEBOOKS, exercises, refuses
+from notebook_cells import NOTEBOOKS, accepts, exercises, refuses, waits
 
 EXERCISES = exercises(NOTEBOOKS / "11_cost.ipynb")
-
-
-def accepts(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
-    assert judge(answer)
-    assert capsys.readouterr().out == "✓ Right.\n"
-
-
-def waits(judge: Callable[..., bool], answer: Any, capsys: Any) -> None:
-    assert not judge(answer)
-    assert capsys.readouterr().out.startswith("○ Not answered yet")
 
 
 def test_there_are_seven_exercises() -> None:

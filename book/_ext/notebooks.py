@@ -34,7 +34,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("cbam_edu") is None:
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "cbam_edu[explain]"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "cbam_edu[course]"]
     subprocess.run(install, check=True)"""
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")  # differs from run to run and says nothing
 
