@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def surest(p: Tensor, labels: Tensor) -> int:
     return int(wrong[p.amax(1)[wrong].argmax()])
 
 
-@pytest.mark.parametrize("kind", [int, torch.tensor, lambda i: torch.tensor([i])])
+@pytest.mark.parametrize("kind", [int, np.int64, torch.tensor, lambda i: torch.tensor([i])])
 def test_surest_mistake_takes_a_number_of_any_kind(kind: Any) -> None:
     assert ch00.surest_mistake(lambda p, y: kind(surest(p, y)))
     assert ch00.surest_mistake(lambda p, y: kind(surest(p, y) - len(p)))  # counted from the end
@@ -83,7 +84,11 @@ def test_surest_mistake_takes_a_number_of_any_kind(kind: Any) -> None:
             "whose true class has the highest",
         ),
         (lambda p, y: mistakes(p, y)[p.amax(1)[mistakes(p, y)].argsort()[-2]], "but image"),
-        (lambda p, y: p.amax(1)[mistakes(p, y)].amax(), "one whole number"),
+        (
+            lambda p, y: p.amax(1)[mistakes(p, y)].amax(),
+            "not a Tensor of torch.float32 and shape ()",
+        ),
+        (mistakes, "one whole number"),
         (lambda p, y: True, "one whole number"),
         (lambda p, y: len(p), "is no index"),
         (lambda p, y: p[y, y, y], "IndexError"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +72,11 @@ def test_spot_explains_a_wrong_number(name, value, words, capsys):
     refuses(ch02.spot_on_a_map, right_numbers() | {name: value}, words, capsys)
 
 
+def test_spot_takes_numbers_of_any_kind():
+    assert ch02.spot_on_a_map({name: np.float32(v) for name, v in right_numbers().items()})
+    assert ch02.spot_on_a_map(right_numbers() | {"max_10": np.int64(5)})
+
+
 def test_spot_wants_all_six_and_waits_for_the_last(capsys):
     numbers = right_numbers()
     assert not ch02.spot_on_a_map(numbers | {"l2_20": ...})
@@ -92,6 +98,7 @@ def both(mean, largest):
         (both(MAX, MEAN), "The mean["),
         (both(MEAN, lambda x: -MAX(-x)), "The maximum["),
         (lambda x: torch.cat([MEAN(x), MAX(x)], 1), "First the means, then the maxima."),
+        (both(MEAN, lambda x: MAX(x).clamp(min=-1e9)), "Begin with the map's own first place"),
     ],
 )
 def test_mended_descriptors_names_the_bug_that_is_left(answer, words, capsys):
@@ -110,9 +117,13 @@ def test_mended_descriptors_names_the_bug_that_is_left(answer, words, capsys):
             lambda side, trials: torch.randn(trials, side, side).amax(),
             "the maximum of each map on its own",
         ),
-        (lambda side, trials: torch.randn(trials, side, side).amax((1, 2)), "has shape (4000,)"),
+        (lambda side, trials: torch.randn(trials, side, side).amax((1, 2)), "has shape (40000,)"),
         (lambda side, trials: torch.rand(trials, side, side).amax((1, 2)).mean(), "to be expected"),
         (lambda side, trials: math.sqrt(2 * math.log(side**2)), "to be expected"),
+        (
+            lambda side, trials: torch.randn(trials, side, side).amax((1, 2)).median(),
+            "That looks like the median",
+        ),
     ],
 )
 def test_noise_max_names_the_mistake(answer, words, capsys):
@@ -128,6 +139,11 @@ def test_noise_max_takes_a_plain_number_and_any_luck(capsys):
             return maps.amax(1).mean().item()
 
         assert ch02.noise_max(answer), capsys.readouterr().out
+
+    def in_numpy(side, trials):
+        return np.random.default_rng(0).standard_normal((trials, side**2), "f").max(1).mean()
+
+    assert ch02.noise_max(in_numpy), capsys.readouterr().out
 
 
 def places(x):

@@ -1,6 +1,7 @@
 """Judges of chapter 00, "Start here"."""
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -75,10 +76,12 @@ def _index(value: Any, n: int) -> int:
         value = value.item()
     if value is None or value is ...:
         raise NotImplementedError
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise Wrong(
-            f"Return one whole number, the index of an image, not a {type(value).__name__}."
-        )
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = f"{kind} of {value.dtype} and shape {tuple(value.shape)}"
+        raise Wrong(f"Return one whole number, the index of an image, not a {kind}.")
+    value = int(value)  # NumPy has whole numbers of its own
     if not -n <= value < n:
         raise Wrong(f"{value} is no index: there are {n} images, so it runs from 0 to {n - 1}.")
     return value % n
