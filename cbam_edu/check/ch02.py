@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ def mended_descriptors(answer: Callable[[Tensor], Tensor]) -> None:
 
 
 @judge
-def noise_max(answer: Callable[[int, int], Tensor | float]) -> None:
+def noise_max(answer: Callable[[int, int], Any]) -> None:
     """Judge `answer(side, trials)`: the mean, over trials, of the largest of side x side noises."""
     for side, trials in ((2, 40_000), (8, 1000), (32, 300)):
         torch.manual_seed(side)
