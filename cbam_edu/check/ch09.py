@@ -32,6 +32,8 @@ def _two(value: Any, what: str) -> tuple[float, float]:
     """Return the difference and its standard error."""
     if value is None or value is ...:
         raise NotImplementedError
+    if isinstance(value, Tensor | np.ndarray) and tuple(value.shape) == (2,):
+        value = value.tolist()
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise Wrong(f"Return two numbers, {what}, in this order.")
     return _number("the difference", value[0]), _number("the standard error", value[1])
@@ -67,6 +69,17 @@ def _share(count: Callable[[Array, float], Array]) -> list[float]:
     return found
 
 
+def _distinct() -> list[float]:
+    """Return the p-values of those who count deals of equal values once."""
+    found = []
+    for a, b in POTS:
+        total, real = sum([*a, *b]), abs(sum(a) / len(a) - sum(b) / len(b))
+        deals = set(combinations(sorted([*a, *b]), len(a)))
+        far = [abs(sum(d) / len(a) - (total - sum(d)) / len(b)) >= real - 1e-9 for d in deals]
+        found.append(sum(far) / len(deals))
+    return found
+
+
 @judge
 def permutation_p(answer: Callable[[list[float], list[float]], Any]) -> None:
     """Judge `answer(a, b)`: the p-value from every way to deal out the runs of two arms."""
@@ -87,6 +100,8 @@ def permutation_p(answer: Callable[[list[float], list[float]], Any]) -> None:
         ),
         "This compares a difference with its sign to one without: take the absolute value of "
         "both.": _share(lambda d, real: d >= abs(real) - close),
+        "Deals that look alike are counted once. Two runs of one accuracy are still two runs: deal "
+        "out the runs, not their values.": _distinct(),
         "This is Welch's test, which has a formula. Here you are to deal out the runs.": [
             float(stats.ttest_ind(a, b, equal_var=False).pvalue) for a, b in POTS
         ],
