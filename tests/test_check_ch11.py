@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ def test_bytes_moved_names_the_mistake(
 
 def test_bytes_moved_takes_floats_and_lists(capsys: Any) -> None:
     accepts(ch11.bytes_moved, lambda *shape: list(passes(5.0, 3.0)(*shape)), capsys)
+    accepts(ch11.bytes_moved, lambda *shape: tuple(map(np.int64, passes(5, 3)(*shape))), capsys)
     waits(ch11.bytes_moved, lambda *shape: None, capsys)
     waits(ch11.bytes_moved, lambda *shape: (20, ...), capsys)
 
@@ -315,6 +317,22 @@ class Fixed(nn.Module):
         return x * self.c.sigmoid() * self.s.sigmoid()
 
 
+class HalfFixed(nn.Module):
+    """One gate reads the map; the other one is the same for every image."""
+
+    def __init__(self, channels: int, fixed: str):
+        super().__init__()
+        self.gated, self.constant = Gated(channels, "both read x"), Fixed(channels)
+        self.fixed = fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = self.gated.mlp(x.mean((2, 3)))[:, :, None, None].sigmoid()
+        s = self.gated.conv(x.mean(1, keepdim=True)).sigmoid()
+        if self.fixed == "channel":
+            return x * self.constant.c.sigmoid() * s
+        return x * c * self.constant.s.sigmoid()
+
+
 class Returns(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -335,6 +353,8 @@ class Returns(nn.Module):
         (lambda c: Gated(c, "no sigmoid"), "gates stay between 0 and 1"),
         (lambda c: Gated(c, "plus x"), "gates stay between 0 and 1"),
         (Fixed, "All images get the same factors"),
+        (lambda c: HalfFixed(c, "channel"), "All images get the same channel vector"),
+        (lambda c: HalfFixed(c, "spatial"), "All images get the same map of places"),
         (lambda c: Returns(lambda x: x.mean((2, 3), keepdim=True)), "the output has shape"),
         (lambda c: Returns(lambda x: x * 0.5), "the channel gate is missing"),
         (lambda c: torch.ones(c), "Return a module, not a Tensor"),

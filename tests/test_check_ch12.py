@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -210,6 +211,7 @@ def test_softmax_means_are_those_of_torch(capsys: Any) -> None:
         assert eval(name, {"c": c, "s": s}).mean().item() == pytest.approx(mean)
     assert (s.softmax(1) == 1).all()
     accepts(ch12.softmax_means, MEANS | {"s.softmax(1)": torch.tensor(1.0)}, capsys)
+    accepts(ch12.softmax_means, MEANS | {"s.softmax(2)": np.float32(0.25)}, capsys)
     waits(ch12.softmax_means, MEANS | {"c.softmax(0)": ...}, capsys)
 
 

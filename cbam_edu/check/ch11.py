@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def _number(what: str, value: object) -> float:
         raise NotImplementedError
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):  # of NumPy as well
         raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
     return float(value)
 
@@ -407,7 +408,7 @@ def _a_map(seed: int) -> Tensor:
 @judge
 def lighter(answer: Callable[[int], Any]) -> None:
     """Judge `answer(channels)`: a module with both gates that makes at most six passes forward."""
-    moves = {"channels": False, "places": False, "images": False}
+    moves = dict.fromkeys(("channels", "places", "images", "channel gate", "spatial gate"), False)
     for seed in range(5):  # a single fresh module may be dead by chance, as behind a ReLU
         torch.manual_seed(seed)
         module, x = answer(64), _a_map(seed)
@@ -427,6 +428,8 @@ def lighter(answer: Callable[[int], Any]) -> None:
         "channels": "All channels get the same factor: the channel gate is missing.",
         "places": "All places get the same factor: the spatial gate is missing.",
         "images": "All images get the same factors. Compute them from the map.",
+        "channel gate": "All images get the same channel vector. Compute it from the map.",
+        "spatial gate": "All images get the same map of places. Compute it from the feature map.",
     }.items():
         if not moves[what]:
             raise Wrong(why)
@@ -453,3 +456,6 @@ def _gates(factors: Tensor, moves: dict[str, bool]) -> None:
     for name, axis in (("images", 0), ("channels", 1)):
         moves[name] |= bool(factors.std(axis).max() > 1e-4)
     moves["places"] |= bool(factors.flatten(2).std(2).max() > 1e-4)
+    whole = factors.mean((1, 2, 3), keepdim=True)  # each gate, whatever the other's scale
+    for name, others in (("channel gate", (2, 3)), ("spatial gate", 1)):
+        moves[name] |= bool((factors.mean(others, keepdim=True) / whole).std(0).max() > 1e-4)

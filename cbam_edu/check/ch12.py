@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -176,10 +177,11 @@ def softmax_means(answer: Mapping[str, Any]) -> None:
     for name, right in MEANS.items():
         value = answer[name]
         value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise Wrong(f"{name!r} must be a number, but is {value!r}.")
-        if abs(value - right) > 1e-6:
-            raise Wrong(f"{name!r} has not the mean {value:.4g}. {_why_mean(name, value)}")
+        mean = float(value)
+        if abs(mean - right) > 1e-6:
+            raise Wrong(f"{name!r} has not the mean {mean:.4g}. {_why_mean(name, mean)}")
     if answer[NO_GATE] != "s.softmax(1)":
         raise Wrong(
             f"{answer[NO_GATE]!r} follows the logits. Which one says the same for every input, "
