@@ -134,6 +134,7 @@ class Answer(nn.Module):
         ({"hidden": lambda c, r: c // 16}, "Who uses the argument?"),
         ({"hidden": lambda c, r: c // r}, "the gate is deaf"),
         ({"hidden": lambda c, r: max(1, r)}, "Who uses the argument?"),
+        ({"hidden": lambda c, r: max(2, c // r)}, "For 8 channels and a reduction of 16"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

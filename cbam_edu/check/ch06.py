@@ -87,7 +87,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 # ---- 6.2
 
 
-def _parts(module: Any, channels: int, hidden: int) -> tuple[nn.Parameter, ...]:
+def _parts(module: Any, channels: int, reduction: int, hidden: int) -> tuple[nn.Parameter, ...]:
     """Return W0, W1 and the kernel of an answer's module, whatever their names."""
     if module is None or module is ...:
         raise NotImplementedError
@@ -110,7 +110,7 @@ def _parts(module: Any, channels: int, hidden: int) -> tuple[nn.Parameter, ...]:
     wanted = [(hidden, channels), (channels, hidden)]
     if sorted(sizes) != sorted(wanted):
         raise Wrong(
-            f"For {channels} channels and a reduction of {channels // hidden} the matrices are "
+            f"For {channels} channels and a reduction of {reduction} the matrices are "
             f"{sizes[0]} and {sizes[1]}; they should be {wanted[0]} and {wanted[1]}. Who uses the "
             "argument?"
         )
@@ -167,7 +167,7 @@ def mended(answer: Answer) -> None:
                 f"With {channels} channels and a reduction of {reduction} there is no hidden "
                 "unit, and the gate is deaf. There should be one at least."
             )
-        parts = _parts(module, channels, hidden)
+        parts = _parts(module, channels, reduction, hidden)
         with torch.no_grad():
             for seed, part in enumerate(parts):
                 part.copy_(_random(*part.shape, seed=seed) * (4 if part.ndim > 2 else 1) / 4)

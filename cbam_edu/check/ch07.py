@@ -466,11 +466,17 @@ def _judge_design(block: InvertedResidual, plain: int) -> None:
             "after_addition breaks condition 1: with a shut gate the block returns zeros, and the "
             "identity path is scaled in every block."
         )
-    if slot != "after_project":
+    if slot == "after_depthwise":
         raise Wrong(
-            f"{slot} breaks condition 2: the last BatchNorm comes behind it, and takes back what "
-            "the gates do to the scale of a channel, the same for every image. (MobileNetV3 puts "
-            "SE there all the same.)"
+            "after_depthwise breaks condition 1: a BatchNorm comes behind it, and what that adds "
+            "(its bias, its running mean) stays when the gate is shut. (MobileNetV3 puts SE there "
+            "all the same.)"
+        )
+    if slot == "after_expand":
+        raise Wrong(
+            "after_expand breaks condition 2: the depthwise convolution keeps the channels apart, "
+            "so the BatchNorm behind it takes back what the gate does to the scale of a channel, "
+            "the same for every image."
         )
     _judge_size(block, gate, plain)
 
@@ -481,7 +487,9 @@ def _judge_size(block: InvertedResidual, gate: CBAM, plain: int) -> None:
     if gate.order == "spatial-only":
         raise Wrong("This CBAM has no channel gate, so it has no MLP.")
     first = gate.channel.mixer[0]
-    if isinstance(first, nn.Linear) and first.out_features < 4:
+    if not isinstance(first, nn.Linear):
+        raise Wrong('Condition 3 is about the MLP, and this channel gate has none: mixer="mlp".')
+    if first.out_features < 4:
         raise Wrong(
             f"For {block.channels} channels the MLP has {first.out_features} hidden unit(s): "
             "condition 3 wants 4. Choose a smaller reduction, best one that depends on the channels"
