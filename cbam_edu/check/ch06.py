@@ -287,7 +287,7 @@ def kernel_gradients(answer: Answer) -> None:
 def _numbers(value: Any, count: int) -> list[float]:
     if value is None or value is ...:
         raise NotImplementedError
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # a tensor, or an array of NumPy
         value = value.tolist()
     if not isinstance(value, list | tuple) or len(value) != count:
         raise Wrong(f"Return a list of {count} numbers, one for each step.")
