@@ -42,7 +42,9 @@ def make_python(room: Path) -> Path:
 def outside(room: Path) -> dict[str, str]:
     """Return the environment of programs that know the wheel in `room`, but no repository."""
     ours = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return ours | {"PIP_FIND_LINKS": str(room), "PIP_NO_INDEX": "1"}
+    # Torch's word on that release of Python, which pyproject.toml lets pass as well.
+    quiet = "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"
+    return ours | {"PIP_FIND_LINKS": str(room), "PIP_NO_INDEX": "1", "PYTHONWARNINGS": quiet}
 
 
 def main(names: list[str]) -> int:
