@@ -334,8 +334,9 @@ def open_gate(answer: type[nn.Module]) -> None:
         if channels > 8 and _learnt(gate, channels) < 0.02:  # one hidden unit may be shut by chance
             raise Wrong(
                 "The gate starts as it should, but it cannot learn to look at the image: after 60 "
-                "steps its maps are the same for all. If both matrices are zero, neither gets a "
-                "gradient. Leave one of them random, and all of them trainable."
+                "steps its maps are the same for all. If every hidden unit is 0 at the start, only "
+                "the last bias gets a gradient. Start the first layer at random, and leave all "
+                "layers trainable."
             )
         with torch.no_grad():
             for parameter in gate.parameters():  # any weights: is it equation 2?
