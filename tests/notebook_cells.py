@@ -1,5 +1,6 @@
 """What the tests read out of the notebooks: cells by tag, exercises, stubs and solutions."""
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ __all__ = [
     "ROOT",
     "Exercise",
     "accepts",
+    "constant",
     "exercises",
     "read",
     "refuses",
@@ -46,6 +48,17 @@ def tagged(path: Path, tag: str) -> list[Any]:
         for cell in read(path).cells
         if cell.cell_type == "code" and tag in cell.metadata.get("tags", [])
     ]
+
+
+def constant(path: Path, tag: str, name: str) -> Any:
+    """Return the value that the one cell with `tag` gives to `name`."""
+    (cell,) = tagged(path, tag)
+    (value,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+    )
+    return value
 
 
 def refuses(judge: Callable[[Any], object], answer: Any, reason: str, capsys: Any) -> None:

@@ -1,6 +1,5 @@
 """The judges of chapter 05 accept what is right, and name the usual mistakes."""
 
-import ast
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from cbam_edu.attention import CBAM, ORDERS
 from cbam_edu.check import ch05
 from cbam_edu.complexity import count
-from notebook_cells import NOTEBOOKS, ROOT, accepts, exercises, refuses, tagged
+from notebook_cells import NOTEBOOKS, ROOT, accepts, constant, exercises, refuses
 
 PATH = NOTEBOOKS / "05_cbam.ipynb"
 EXERCISES = exercises(PATH)
@@ -37,12 +36,7 @@ def test_there_are_five_exercises() -> None:
 
 
 def test_published_figures_in_the_notebook_are_those_on_record() -> None:
-    (cell,) = tagged(PATH, "paper-table-3")
-    (table,) = (
-        ast.literal_eval(node.value)
-        for node in ast.parse(cell.source).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TABLE_3"
-    )
+    table = constant(PATH, "paper-table-3", "TABLE_3")
     recorded = json.loads((ROOT / "book/results/paper_tables.json").read_text("utf-8"))
     assert {k: list(v) for k, v in table.items()} == recorded["table3_arrangement_resnet50"]
 

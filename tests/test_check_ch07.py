@@ -1,6 +1,5 @@
 """The judges of chapter 07 accept what is right, and name the usual mistakes."""
 
-import ast
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from cbam_edu.check import ch07
 from cbam_edu.complexity import count
 from cbam_edu.models import create_model
 from cbam_edu.surgery import remove_attention
-from notebook_cells import NOTEBOOKS, ROOT, accepts, exercises, refuses, tagged
+from notebook_cells import NOTEBOOKS, ROOT, accepts, constant, exercises, refuses
 
 PATH = NOTEBOOKS / "07_in_a_network.ipynb"
 
@@ -26,12 +25,7 @@ def test_there_are_six_exercises() -> None:
 
 
 def test_published_figures_in_the_notebook_are_those_on_record() -> None:
-    (cell,) = tagged(PATH, "paper-tables-4-and-5")
-    (printed,) = (
-        ast.literal_eval(node.value)
-        for node in ast.parse(cell.source).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRINTED"
-    )
+    printed = constant(PATH, "paper-tables-4-and-5", "PRINTED")
     paper = json.loads((ROOT / "book/results/paper_tables.json").read_text("utf-8"))
     recorded = paper["table4_imagenet"] | paper["table5_mobilenet"]
     shown = {}

@@ -4,11 +4,14 @@
 
     python tests/typed_in.py FILE ...     # list them; exit 1 if there are any
 
-A number is sourced if a cell above prints it (or says it in its code), to as many digits as the
-prose has; if a chapter that the paragraph names prints it; or if the paragraph links to where it is
-from or cites it. "About 4 times" may be a tenth off. Exercises and quizzes may suppose what they
-like. What stands in a page's tables comes from its directives. One digit is nearly always printed
-somewhere: what this finds is numbers of three digits and more, and two in three of two.
+A number is sourced if one of the eight code cells above prints it (or says it in its code), to as
+many digits as the prose has; or any cell above, where a section is named or all is summed up; if a
+chapter that the paragraph names prints it; or if the paragraph links to where it is from or cites
+it. "About 4 times" may be a tenth off. Exercises and quizzes may suppose what they like. What
+stands in a page's tables comes from its directives.
+
+One digit is nearly always printed somewhere: what this finds is numbers of three digits and more,
+and two in three of two.
 """
 
 import re
@@ -37,6 +40,8 @@ PLAIN = re.compile(NUMBER)
 ROUGHLY = re.compile(
     r"(about|nearly|almost|roughly|some|around|over|under|than|most|least|to)\s*$", re.IGNORECASE
 )
+NEAR = 8
+SUMMARY = re.compile(r"^## Summary", re.MULTILINE)
 SKIPPED = re.compile(r"^## (Exercises|Quiz|Test yourself)\b")
 HEADER = re.compile(r"^\*\*(Time|Before)\b.*$", re.MULTILINE)
 FENCE = re.compile(r"```.*?```|:::.*?:::", re.DOTALL)
@@ -108,6 +113,17 @@ def prose(markdown: Iterable[str]) -> Iterator[tuple[int, str]]:
                 yield i, text
 
 
+def above(cells: list[Any], i: int, text: str) -> list[Any]:
+    """Return the code cells that a paragraph of cell `i` may speak of."""
+    if not i:
+        return cells  # the objectives may name what comes
+    code = [cell for cell in cells[:i] if cell.cell_type == "code"]
+    far = re.search(r"\bsections? \d", text) or any(
+        SUMMARY.search(cell.source) for cell in cells[: i + 1] if cell.cell_type == "markdown"
+    )
+    return code if far else code[-NEAR:]
+
+
 def elsewhere(text: str) -> set[Decimal]:
     """Return the numbers of the chapters that a paragraph names."""
     named = {n for match in CHAPTER.finditer(text) for n in re.findall(r"\d\d", match[0])}
@@ -131,8 +147,7 @@ def typed_in(path: Path) -> list[TypedIn]:
         quantities = list(QUANTITY.finditer(TARGET.sub("]", CODE.sub(" ", text))))
         if not quantities or SOURCE.search(text):
             continue
-        seen = cells[:i] if i else cells  # the objectives may name what comes
-        sources = known | evidence(seen) | elsewhere(text)
+        sources = known | evidence(above(cells, i, text)) | elsewhere(text)
         for quantity in quantities:
             roughly = bool(ROUGHLY.search(quantity.string[: quantity.start()]))
             for number in numbers(quantity["all"]):
