@@ -22,6 +22,8 @@ DIRECTIVE = re.compile(
     r"^\s*(```\s*\{|:::|\{[a-z-]+\}`|\([\w-]+\)=$)|[^`]\{[a-z-]+\}`", re.MULTILINE
 )
 IMAGE = re.compile(r"!\[(.*?)\]\(")
+FIGURE = re.compile(r"\*\*Figure (\d+\.\d+)\. .+?\*\*", re.DOTALL)
+TAG = re.compile(r"\$\$[^$]*?\\tag\{(.+?)\}\s*\$\$")
 
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -85,7 +87,30 @@ def test_figures_have_alternative_text_and_a_caption_that_concludes(path):
             alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
             assert len(alt) >= 20, f"{cell.id} needs alternative text that says what is to be seen"
             assert after is not None
-            assert re.match(r"\*\*.+?\*\*", after.source, re.DOTALL), f"{cell.id} needs a caption"
+            assert FIGURE.match(after.source), f"{cell.id} needs '**Figure N.M. Conclusion.** ...'"
+
+
+@each_notebook
+def test_figures_equations_exercises_and_questions_are_numbered_in_order(path):
+    chapter = int(path.stem[:2])
+    cells = read(path).cells
+    markdown = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    drawn = sum(
+        "image/png" in output.get("data", {})
+        for cell in cells
+        for output in cell.get("outputs", [])
+    )
+    found = {
+        "figure": [match[1] for text in markdown if (match := FIGURE.match(text))],
+        "equation": [number for text in markdown for number in TAG.findall(text)],
+        "exercise": re.findall(r"^### Exercise (\d+\.\d+): ", "\n".join(markdown), re.MULTILINE),
+        "question": re.findall(r"^### Question (\d+\.\d+)$", "\n".join(markdown), re.MULTILINE),
+    }
+    for kind, given in found.items():
+        assert given == [f"{chapter}.{n + 1}" for n in range(len(given))], kind
+    assert len(found["figure"]) == drawn
+    tags = sum(text.count("\\tag{") for text in markdown)
+    assert len(found["equation"]) == tags, "a tag stands last in its $$...$$"
 
 
 @each_notebook
