@@ -55,6 +55,13 @@ def owner_and_name(url: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
+def site() -> str:
+    """Return the address at which GitHub Pages serves this book, with its closing slash."""
+    owner, name = owner_and_name(config()["repository"]["url"])
+    host = f"https://{owner}.github.io/"
+    return host if name.lower() == f"{owner}.github.io".lower() else f"{host}{name}/"
+
+
 def colab(path: str) -> str:
     """Return the address at which Colab opens the notebook at `path`, as the site's button does."""
     settings = config()

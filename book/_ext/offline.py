@@ -1,8 +1,7 @@
-"""Let a page need nothing but this site: MathJax from a package, no script that is not used."""
+"""Let a page need nothing but this site: MathJax comes from a package."""
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.util.fileutil import copy_asset
@@ -31,19 +30,9 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
         copy_asset(source / FONTS, target / FONTS)
 
 
-def drop_thebe(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
-) -> None:
-    """Take the script of live code, which this book does not have, off every page."""
-    context["script_files"] = [
-        script for script in context["script_files"] if "thebe" not in str(script)
-    ]
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("build-finished", copy_mathjax)
-    app.connect("html-page-context", drop_thebe, priority=900)
     # Sphinx takes the path from _static, where it keeps what belongs to every page.
     app.connect(
         "config-inited",
