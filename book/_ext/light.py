@@ -41,6 +41,11 @@ def lighter(head: str) -> str:
     return re.sub(rf"\s*<script[^>]* src=\"[^\"]*/?(?:{names})[?\"][^>]*></script>", "", head)
 
 
+def of_live_code(file: Any) -> bool:
+    """Return whether a script or style sheet, by its name or by what it holds, is Thebe's."""
+    return "thebe" in f"{file.filename} {file.attributes.get('body', '')}"
+
+
 def trim_head(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
 ) -> None:
@@ -49,7 +54,7 @@ def trim_head(
     book, own = app.config.html_title, context.get("title", "")
     context["page_title"] = book if page == app.config.root_doc else f"{own} — {book}"
     for kind in ("script_files", "css_files"):
-        context[kind] = [file for file in context[kind] if "thebe" not in str(file.filename)]
+        context[kind] = [file for file in context[kind] if not of_live_code(file)]
 
 
 def icons_shown(site: Path) -> set[str]:

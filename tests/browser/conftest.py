@@ -21,7 +21,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from browser import BrowserNotFoundError, chromium, executable
-from built import HOME, NOT_BUILT, SITE
+from built import HOME, NOT_BUILT, PREFIX, SITE
 from watch import watched
 
 LAPTOP = {"viewport": {"width": 1280, "height": 900}}
@@ -41,10 +41,15 @@ def pytest_configure(config):
         raise pytest.UsageError(str(error)) from None
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files, and does not speak of each."""
+class Server(SimpleHTTPRequestHandler):
+    """Serves the site where GitHub Pages serves it, below the name of the repository."""
 
     protocol_version = "HTTP/1.1"
+
+    def translate_path(self, path):
+        """Return the file that is meant; none lies beside the site."""
+        below = path.removeprefix(PREFIX) if path.startswith(PREFIX) else "nowhere"
+        return super().translate_path(f"/{below}")
 
     def log_message(self, format, *args):
         """Print nothing."""
@@ -53,10 +58,9 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def site():
     """Return the address of the site, as a server on this machine gives it out."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=SITE)) as server:
-        server.daemon_threads = True
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=SITE)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
+        yield f"http://127.0.0.1:{server.server_port}{PREFIX}"
         server.shutdown()
 
 

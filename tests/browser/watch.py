@@ -37,4 +37,4 @@ def watched(page, base):
     """Yield the page, and fail afterwards if it did what it should not."""
     faults = note_faults(page, base)
     yield page
-    assert faults == []
+    assert not faults, "\n".join(faults)
