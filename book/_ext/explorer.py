@@ -21,8 +21,21 @@ FOLDER = "explorer"  # below the site, not below _static, whose scripts every pa
 # The scripts of each part, in the order in which they need one another.
 PARTS: dict[str, tuple[str, ...]] = {
     "hero": ("attention.js", "paint-data.js", "hero.js"),
-    "paint": ("attention.js", "paint-data.js", "paint.js"),
-    "look": ("attention.js", "network.js", "network-data.js", "look.js"),
+    "paint": (
+        "attention.js",
+        "paint-data.js",
+        "grids.js",
+        "paint-trace.js",
+        "paint-flow.js",
+        "paint-share.js",
+        "paint-tasks.js",
+        "paint.js",
+    ),
+    "look": (
+        *("attention.js", "network.js", "network-data.js"),
+        *("look-draw.js", "look-picture.js", "look-pick.js", "look-photo.js", "look-blocks.js"),
+        "look.js",
+    ),
 }
 # The scripts that hold data, and what writes them.
 DATA: dict[str, Callable[[], str]] = {
@@ -56,8 +69,9 @@ def add_scripts(
     scripts = dict.fromkeys(script for part in parts for script in PARTS[part])
     for script in scripts:
         app.add_js_file(f"../{FOLDER}/{script}", loading_method="defer")
-    if scripts:
-        app.add_css_file(f"../{FOLDER}/explorer.css")
+    for sheet in ("explorer.css", *(f"{part}.css" for part in parts)):
+        if scripts and (SOURCE / sheet).is_file():  # a part may have a style sheet of its own
+            app.add_css_file(f"../{FOLDER}/{sheet}")
 
 
 def copy_scripts(app: Sphinx, error: Exception | None) -> None:

@@ -1,0 +1,146 @@
+/**
+ * What the page on the trained network is drawn with: elements, colours, small pictures, words.
+ */
+"use strict";
+
+var cbam = globalThis.cbam || {}; // var: every script of a page may begin with this line
+globalThis.cbam = cbam;
+
+{
+  const PHOTOGRAPH = 0.3; // how much of a map's picture is the photograph under it
+
+  /**
+   * An element. `attributes` are set as such, but for `on`, listeners by event, and `text`;
+   * those that are null or false are left out.
+   */
+  cbam.element = function (tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    const { on = {}, text = null, ...rest } = attributes;
+    for (const [name, value] of Object.entries(rest)) {
+      if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+    }
+    for (const [event, listener] of Object.entries(on)) made.addEventListener(event, listener);
+    if (text !== null) made.textContent = text;
+    made.append(...children);
+    return made;
+  };
+
+  /** A colour such as #d55e00, or rgb(213 94 0), as three numbers. */
+  function parse(colour) {
+    const hex = colour.match(/^#(\w\w)(\w\w)(\w\w)$/);
+    if (hex) return hex.slice(1).map((part) => parseInt(part, 16));
+    return colour.match(/\d+/g).slice(0, 3).map(Number);
+  }
+
+  /**
+   * A scale of colours, from the style sheet: --look-ramp holds them, evenly spaced in value.
+   *
+   * @returns {function(number): number[]} the colour of a value between 0 and 1
+   */
+  cbam.colourScale = function (element) {
+    const style = getComputedStyle(element);
+    const stops = style.getPropertyValue("--look-ramp").trim().split(/\s+/).map(parse);
+    return (value) => {
+      const at = Math.min(Math.max(value, 0), 1) * (stops.length - 1);
+      const below = Math.min(Math.floor(at), stops.length - 2);
+      return stops[below].map((c, i) => c + (stops[below + 1][i] - c) * (at - below));
+    };
+  };
+
+  /** The lowest and the highest of some numbers. */
+  cbam.rangeOf = function (values) {
+    let [low, high] = [Infinity, -Infinity];
+    for (const value of values) {
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+    return [low, high];
+  };
+
+  function putPixels(canvas, width, height, colourAt) {
+    canvas.width = width;
+    canvas.height = height;
+    const image = new ImageData(width, height);
+    for (let i = 0; i < width * height; i++) {
+      const [red, green, blue] = colourAt(i);
+      image.data.set([red, green, blue, 255], 4 * i);
+    }
+    canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  /** Draw a picture (3, 32, 32), grey where `cover` says so, as large as it is. */
+  cbam.drawPicture = function (canvas, pixels, cover = null, grey = [0, 0, 0]) {
+    const places = cbam.SIDE * cbam.SIDE;
+    putPixels(canvas, cbam.SIDE, cbam.SIDE, (i) =>
+      cover && cover[i] ? grey : [pixels[i], pixels[places + i], pixels[2 * places + i]],
+    );
+  };
+
+  /**
+   * Draw a map (side, side) as large as the photograph, which shows through if there is one.
+   *
+   * @param {number[]} range the values of the scale's two ends
+   */
+  cbam.drawMap = function (canvas, map, [low, high], scale, pixels = null) {
+    const side = Math.sqrt(map.length);
+    const each = cbam.SIDE / side;
+    const places = cbam.SIDE * cbam.SIDE;
+    putPixels(canvas, cbam.SIDE, cbam.SIDE, (i) => {
+      const row = Math.floor(i / cbam.SIDE / each);
+      const column = Math.floor((i % cbam.SIDE) / each);
+      const colour = scale((map[row * side + column] - low) / (high - low || 1));
+      if (!pixels) return colour;
+      const grey = 0.3 * pixels[i] + 0.59 * pixels[places + i] + 0.11 * pixels[2 * places + i];
+      return colour.map((c) => c * (1 - PHOTOGRAPH) + grey * PHOTOGRAPH);
+    });
+  };
+
+  /** Draw a map of channels as a row of cells, a pixel each. */
+  cbam.drawStrip = function (canvas, map, [low, high], scale) {
+    putPixels(canvas, map.length, 1, (i) => scale((map[i] - low) / (high - low || 1)));
+  };
+
+  /** A probability in per cent, to a tenth. */
+  cbam.percent = function (p) {
+    if (p > 0 && p < 0.0005) return "<0.1 %";
+    if (p < 1 && p >= 0.9995) return ">99.9 %";
+    return `${(100 * p).toFixed(1)} %`;
+  };
+
+  /** A number with its sign, and a minus that looks like one. */
+  cbam.signed = function (value, digits) {
+    const text = Math.abs(value).toFixed(digits);
+    if (Number(text) === 0) return (0).toFixed(digits);
+    return (value < 0 ? "−" : "+") + text;
+  };
+
+  /** A number with a minus that looks like one. */
+  cbam.number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+
+  /**
+   * Do something for each of `count` numbers, a little at a time, so that strokes and keys are
+   * answered in between.
+   *
+   * @param {function(number)} each what to do for number i
+   * @param {function(number)} progress told how many are done
+   * @param {function()} done called at the end, unless stopped
+   * @returns {function()} stops it
+   */
+  cbam.inSlices = function (count, each, progress, done) {
+    const SLICE = 30; // milliseconds
+    let next = 0;
+    let stopped = false;
+    function slice() {
+      if (stopped) return;
+      const start = performance.now();
+      while (next < count && performance.now() - start < SLICE) each(next++);
+      progress(next);
+      if (next < count) setTimeout(slice);
+      else done();
+    }
+    setTimeout(slice);
+    return () => {
+      stopped = true;
+    };
+  };
+}

@@ -1,0 +1,379 @@
+/**
+ * The photograph that the network sees: to be covered with a brush or by rectangles, by mouse,
+ * finger or keys, and to have a patch slid over it.
+ */
+"use strict";
+
+var cbam = globalThis.cbam || {}; // var: every script of a page may begin with this line
+globalThis.cbam = cbam;
+
+{
+  const CELL = 12; // pixels of the drawing above the photograph, for each of its places
+  const PATCH = 8;
+  const STEP = 4;
+  const STARTS = (cbam.SIDE - PATCH) / STEP + 1; // of the patch along an edge
+  const CELLS = cbam.SIDE / STEP;
+  const FALL = "213 94 0"; // orange: covering it took probability away
+  const RISE = "0 114 178"; // blue: covering it gave some
+  const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
+  const within = (value) => Math.min(Math.max(value, 0), cbam.SIDE - 1);
+
+  /** A cover with a rectangle of it set to 1, or to 0. */
+  function withRectangle(cover, [top, left], [bottom, right], value) {
+    const changed = cover.slice();
+    for (let row = Math.max(0, top); row <= Math.min(bottom, cbam.SIDE - 1); row++) {
+      for (let column = Math.max(0, left); column <= Math.min(right, cbam.SIDE - 1); column++) {
+        changed[row * cbam.SIDE + column] = value;
+      }
+    }
+    return changed;
+  }
+
+  /** The corners of the brush's square around a place. */
+  function brushAt([row, column], size) {
+    const [top, left] = [row - Math.floor(size / 2), column - Math.floor(size / 2)];
+    return [
+      [top, left],
+      [top + size - 1, left + size - 1],
+    ];
+  }
+
+  const corners = (a, b) => [
+    [Math.min(a[0], b[0]), Math.min(a[1], b[1])],
+    [Math.max(a[0], b[0]), Math.max(a[1], b[1])],
+  ];
+
+  /** The places from `a` to `b`, so that a fast stroke has no gaps. */
+  function line(a, b) {
+    const steps = Math.max(Math.abs(a[0] - b[0]), Math.abs(a[1] - b[1]), 1);
+    return Array.from({ length: steps + 1 }, (_, i) =>
+      a.map((start, axis) => Math.round(start + ((b[axis] - start) * i) / steps)),
+    );
+  }
+
+  /** Draw where the cover ends, dark on light, so that it is seen on any photograph. */
+  function drawEdges(context, cover) {
+    const edge = (x1, y1, x2, y2) => {
+      context.moveTo(x1 * CELL, y1 * CELL);
+      context.lineTo(x2 * CELL, y2 * CELL);
+    };
+    const covered = (row, column) =>
+      row >= 0 && column >= 0 && row < cbam.SIDE && column < cbam.SIDE
+        ? cover[row * cbam.SIDE + column]
+        : 0;
+    context.beginPath();
+    for (let row = 0; row <= cbam.SIDE; row++) {
+      for (let column = 0; column <= cbam.SIDE; column++) {
+        const here = covered(row, column);
+        if (here !== covered(row - 1, column)) edge(column, row, column + 1, row);
+        if (here !== covered(row, column - 1)) edge(column, row, column, row + 1);
+      }
+    }
+    stroke(context, []);
+  }
+
+  function stroke(context, dash) {
+    context.setLineDash([]);
+    context.lineWidth = 4;
+    context.strokeStyle = "rgb(255 255 255 / 85%)";
+    context.stroke();
+    context.setLineDash(dash);
+    context.lineWidth = 2;
+    context.strokeStyle = "#1a2330";
+    context.stroke();
+  }
+
+  function drawBox(context, [[top, left], [bottom, right]]) {
+    context.beginPath();
+    const [x, y] = [left * CELL, top * CELL];
+    context.rect(x, y, (right - left + 1) * CELL, (bottom - top + 1) * CELL);
+    stroke(context, [6, 4]);
+  }
+
+  /** Draw by how much a covered patch changed the probability: (8, 8). */
+  function drawPatches(context, { changes }) {
+    const most = Math.max(...changes.map(Math.abs), 1e-6);
+    const size = STEP * CELL;
+    context.fillStyle = "rgb(255 255 255 / 45%)";
+    context.fillRect(0, 0, cbam.SIDE * CELL, cbam.SIDE * CELL);
+    changes.forEach((change, i) => {
+      const strength = 0.9 * (Math.abs(change) / most);
+      context.fillStyle = `rgb(${change < 0 ? FALL : RISE} / ${strength})`;
+      context.fillRect((i % CELLS) * size, Math.floor(i / CELLS) * size, size, size);
+    });
+  }
+
+  /**
+   * Slide a patch over the picture, and note the probability of a class each time.
+   *
+   * @param {function(Uint8Array): number} ask the probability with that cover
+   * @param {Uint8Array} cover what is covered already
+   * @returns {object} `count` of patches, `each(i)`, which tries one, and `changes()`: for each of
+   *   8 x 8 cells, the mean change over the patches that cover it
+   */
+  cbam.patches = function (ask, cover) {
+    const before = ask(cover);
+    const sums = new Float64Array(CELLS * CELLS);
+    const counts = new Uint8Array(CELLS * CELLS);
+    function each(i) {
+      const [row, column] = [Math.floor(i / STARTS), i % STARTS];
+      const start = [row * STEP, column * STEP];
+      const change =
+        ask(withRectangle(cover, start, start.map((n) => n + PATCH - 1), 1)) - before;
+      for (let r = row; r < row + PATCH / STEP; r++) {
+        for (let c = column; c < column + PATCH / STEP; c++) {
+          sums[r * CELLS + c] += change;
+          counts[r * CELLS + c]++;
+        }
+      }
+    }
+    const changes = () => Array.from(sums, (sum, i) => sum / counts[i]);
+    return { count: STARTS * STARTS, each, changes };
+  };
+
+  /** The controls under the photograph. */
+  function tools(app, tool, undo) {
+    const radio = (value, text) =>
+      cbam.element(
+        "label",
+        { class: "look-choice" },
+        cbam.element("input", {
+          type: "radio",
+          name: "look-tool",
+          value,
+          checked: tool.kind === value,
+          on: { change: () => Object.assign(tool, { kind: value, anchor: null }) },
+        }),
+        text,
+      );
+    const size = cbam.element("input", {
+      type: "range",
+      min: 1,
+      max: 16,
+      value: tool.size,
+      "aria-label": "Side of the brush, in pixels",
+      on: {
+        input: (event) => {
+          tool.size = Number(event.target.value);
+          number.textContent = tool.size;
+        },
+      },
+    });
+    const number = cbam.element("output", { text: tool.size });
+    const erase = cbam.element("input", {
+      type: "checkbox",
+      on: { change: (event) => (tool.erase = event.target.checked) },
+    });
+    return cbam.element(
+      "fieldset",
+      { class: "look-tools" },
+      cbam.element("legend", { text: "Cover with" }),
+      radio("brush", "a brush"),
+      cbam.element("label", { class: "look-size" }, size, number),
+      radio("rectangle", "rectangles"),
+      cbam.element("label", { class: "look-choice" }, erase, "uncover instead"),
+      cbam.element("button", { type: "button", text: "Uncover all", on: { click: undo } }),
+    );
+  }
+
+  /** The photograph with what lies on it and below it: `element`, and `draw()`. */
+  cbam.lookPhoto = function (app) {
+    const tool = { kind: "brush", size: 5, erase: false, anchor: null, box: null };
+    let cursor = [16, 16];
+    let last = null; // where the finger was, while it is down
+    let stop = null; // stops the patch
+
+    const picture = cbam.element("canvas", { class: "look-pixels", "aria-hidden": "true" });
+    const marks = cbam.element("canvas", {
+      class: "look-marks",
+      width: cbam.SIDE * CELL,
+      height: cbam.SIDE * CELL,
+      "aria-hidden": "true",
+    });
+    const stage = cbam.element(
+      "div",
+      {
+        class: "look-canvas look-cover",
+        tabindex: 0,
+        role: "application",
+        "aria-label": "The photograph, to be covered",
+        "aria-describedby": "look-keys",
+      },
+      picture,
+      marks,
+    );
+    const where = cbam.element("p", { class: "look-where", role: "status" });
+    const keys = cbam.element("p", {
+      class: "look-hint",
+      id: "look-keys",
+      text:
+        "Draw on it. With keys: arrows move, space covers, shift and arrows draw; for a " +
+        "rectangle, space at two corners; delete uncovers all.",
+    });
+
+    const set = (cover) => app.change({ cover });
+    const clear = () => set(new Uint8Array(cbam.SIDE * cbam.SIDE));
+    const value = () => (tool.erase ? 0 : 1);
+
+    function dab(from, to) {
+      let cover = app.state.cover;
+      for (const place of line(from, to)) {
+        cover = withRectangle(cover, ...brushAt(place, tool.size), value());
+      }
+      set(cover);
+    }
+
+    function placeOf(event) {
+      const box = stage.getBoundingClientRect();
+      const at = (position, start, length) =>
+        within(Math.floor(((position - start) / length) * cbam.SIDE));
+      return [at(event.clientY, box.top, box.height), at(event.clientX, box.left, box.width)];
+    }
+
+    function commit(to) {
+      set(withRectangle(app.state.cover, ...corners(tool.anchor, to), value()));
+      tool.anchor = null;
+    }
+
+    function tell() {
+      const [row, column] = cursor;
+      const covered = app.state.cover[row * cbam.SIDE + column] ? ", covered" : "";
+      const found = app.state.patches;
+      const cell = Math.floor(row / STEP) * CELLS + Math.floor(column / STEP);
+      const change = found ? `: ${cbam.signed(100 * found.changes[cell], 1)} points` : "";
+      where.textContent = `Row ${row + 1}, column ${column + 1}${covered}${change}.`;
+    }
+
+    stage.addEventListener("pointerdown", (event) => {
+      if (event.button) return;
+      stage.setPointerCapture(event.pointerId);
+      cursor = last = placeOf(event);
+      if (tool.kind === "brush") dab(last, last);
+      else tool.anchor = last;
+      drawMarks();
+    });
+    stage.addEventListener("pointermove", (event) => {
+      cursor = placeOf(event);
+      if (last && tool.kind === "brush") dab(last, cursor);
+      if (last) last = cursor;
+      tell();
+      drawMarks(true);
+    });
+    const release = (event) => {
+      if (last && tool.anchor && event.type === "pointerup") commit(cursor);
+      if (last) tool.anchor = null;
+      last = null;
+      drawMarks();
+    };
+    stage.addEventListener("pointerup", release);
+    stage.addEventListener("pointercancel", release);
+    stage.addEventListener("pointerleave", () => drawMarks());
+    stage.addEventListener("focus", () => drawMarks());
+    stage.addEventListener("blur", () => drawMarks());
+
+    function press() {
+      if (tool.kind === "brush") dab(cursor, cursor);
+      else if (tool.anchor) commit(cursor);
+      else tool.anchor = cursor;
+    }
+
+    stage.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key in ARROWS) {
+        const before = cursor;
+        cursor = cursor.map((n, axis) => within(n + ARROWS[event.key][axis]));
+        if (event.shiftKey && tool.kind === "brush") dab(before, cursor);
+      } else if (event.key === " " || event.key === "Enter") press();
+      else if (event.key === "Delete" || event.key === "Backspace") clear();
+      else if (event.key === "Escape") tool.anchor = null;
+      else return;
+      event.preventDefault();
+      tell();
+      drawMarks();
+    });
+
+    function drawMarks(hover = false) {
+      const context = marks.getContext("2d");
+      context.clearRect(0, 0, marks.width, marks.height);
+      if (app.state.patches) drawPatches(context, app.state.patches);
+      drawEdges(context, app.state.cover);
+      if (tool.anchor) drawBox(context, corners(tool.anchor, cursor));
+      else if (hover || last || stage.matches(":focus-visible")) {
+        drawBox(context, tool.kind === "brush" ? brushAt(cursor, tool.size) : [cursor, cursor]);
+      }
+    }
+
+    // ---- The patch that slides
+
+    const progress = cbam.element("progress", { hidden: true, "aria-label": "Patches tried" });
+    const slide = cbam.element("button", { type: "button", on: { click: toggle } });
+    const found = cbam.element("p", { class: "look-found", role: "status" });
+
+    function label() {
+      const started = stop ? "Stop" : `Slide a patch of ${PATCH} × ${PATCH} over it`;
+      slide.textContent = app.state.patches ? "Take the result away" : started;
+      progress.hidden = !stop;
+    }
+
+    function halt() {
+      if (stop) stop();
+      stop = null;
+      label();
+    }
+
+    function toggle() {
+      if (stop) return halt();
+      if (app.state.patches) return app.change({ patches: null });
+      const { classes } = app.network;
+      const named = cbam.named(app.run);
+      const ask = (cover) => app.ask({ cover }).probabilities[named];
+      const trial = cbam.patches(ask, app.state.cover);
+      progress.max = trial.count;
+      stop = cbam.inSlices(
+        trial.count,
+        trial.each,
+        (done) => (progress.value = done),
+        () => {
+          stop = null;
+          app.change({ patches: { named: classes[named], changes: trial.changes() } });
+        },
+      );
+      label();
+    }
+
+    function tellFound() {
+      const { patches } = app.state;
+      found.hidden = !patches;
+      if (!patches) return;
+      const [low, high] = cbam.rangeOf(patches.changes);
+      found.textContent =
+        `What a grey patch does to “${patches.named}”, from ${cbam.signed(100 * low, 1)} ` +
+        `(orange) to ${cbam.signed(100 * high, 1)} points (blue): for each cell, the mean over ` +
+        "the patches that cover it. Move over the picture for a cell's number.";
+    }
+
+    const element = cbam.element(
+      "section",
+      { class: "look-photo", "aria-label": "The photograph" },
+      stage,
+      where,
+      tools(app, tool, clear),
+      keys,
+      cbam.element("div", { class: "look-row" }, slide, progress),
+      found,
+    );
+    return {
+      element,
+      halt,
+      draw() {
+        const { picture: shown, cover } = app.state;
+        cbam.drawPicture(picture, shown.pixels, cover, app.grey);
+        drawMarks();
+        label();
+        tellFound();
+        tell();
+      },
+    };
+  };
+}
