@@ -1,6 +1,7 @@
 # The book's commands. Python 3.11, 3.12 or 3.13 is all they need; the rest they install into .venv.
 #
 #   make book       build the site, warnings as errors
+#   make pdf        build the site, then print it as one book (needs a Chromium)
 #   make test       lint, types, unit, property and notebook tests
 #   make notebooks  run every notebook afresh and store its outputs (or: make notebooks NB=notebooks/02_pooling.ipynb)
 #   make serve      build the site, then serve it on this machine
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks serve lock address clean
+.PHONY: help book pdf test notebooks serve lock address clean
 
 BIN := .venv/bin
 PORT ?= 8000
@@ -35,9 +36,14 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The site starts empty, so that no page of a former build is left in it.
 book: .venv/ready
+	rm -rf _build/html
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "The book is built. Open file://$(CURDIR)/_build/html/index.html"
+
+pdf: book
+	$(BIN)/python book/_ext/pdf.py _build/html _build/The-CBAM-Book.pdf
 
 # A worker a core, each with one thread: more only get in each other's way. Coverage counts what
 # the tests assert something of; that a notebook runs through a line proves little. The chapters

@@ -1,14 +1,20 @@
 """How far the site reaches: its weight, its addresses, and the pages that no source page is."""
 
 import re
+import struct
 import xml.etree.ElementTree
+import zlib
 from urllib.parse import urljoin
 
 import pytest
+import yaml
 
 import address
+import binding
 import browser
+import compact
 import light
+import pdf
 import published
 from notebook_cells import ROOT
 
@@ -126,3 +132,141 @@ def test_without_a_browser_one_is_told_how_to_get_one(monkeypatch, tmp_path, nam
     with pytest.raises(browser.BrowserNotFoundError, match="playwright install chromium") as told:
         browser.executable(NoBrowser())
     assert (named or "") in str(told.value)
+
+
+# The book in print
+
+PDF = b"""%PDF-1.4
+1 0 obj
+<</CreationDate (D:20300101000000+00'00')>>
+endobj
+2 0 obj
+<</Type /Page /Parent 9 0 R>>
+endobj
+3 0 obj
+<</Length 23 /Note (a stream)>>
+stream
+9 0 obj endobj trailer
+endstream
+endobj
+4 0 obj
+<</Type /Page /Parent 9 0 R>>
+endobj
+5 0 obj
+<</late [4 0 R /XYZ 0 800 0]
+/early [2 0 R /XYZ 0 800 0]>>
+endobj
+9 0 obj
+<</Type /Pages /Count 2 /Kids [2 0 R 4 0 R]>>
+endobj
+"""
+
+
+def chromium_pdf():
+    """Return a PDF as Chromium writes it, with a table of its objects."""
+    offsets = {int(found[1]): found.start() for found in re.finditer(rb"(?m)^(\d) 0 obj\n", PDF)}
+    rows = [b"0000000000 65535 f \n"]
+    rows += [
+        b"%010d 00000 %s \n" % (offsets.get(n, 0), b"n" if n in offsets else b"f")
+        for n in range(1, 10)
+    ]
+    tail = b"trailer\n<</Size 10\n/Root 5 0 R>>\nstartxref\n%d\n%%%%EOF\n" % len(PDF)
+    return PDF + b"xref\n0 10\n" + b"".join(rows) + tail
+
+
+def test_chapters_are_found_on_their_pages():
+    assert pdf.page_numbers(chromium_pdf()) == {"early": 1, "late": 2}
+
+
+def test_packed_objects_are_the_same_objects():
+    small = compact.compact(chromium_pdf())
+    before = compact.objects(chromium_pdf())
+    [group] = re.findall(
+        rb"/ObjStm /N (\d+) /First (\d+).*?stream\n(.*?)\nendstream", small, re.DOTALL
+    )
+    text, first = zlib.decompress(group[2]), int(group[1])
+    index = [int(number) for number in text[:first].split()]
+    bodies = text[first:]
+    starts = [*index[1::2], len(bodies) + 1]
+    after = {n: bodies[a : b - 1] for n, a, b in zip(index[::2], starts, starts[1:], strict=False)}
+    assert after == {n: body for n, body in before.items() if n != 3}
+    assert b"3 0 obj\n" + before[3] + b"\nendobj" in small
+    [table] = re.findall(rb"/XRef .*?stream\n(.*?)\nendstream", small, re.DOTALL)
+    rows = list(struct.iter_unpack(">BIH", zlib.decompress(table)))
+    assert rows[4] == (2, 10, 2)  # the third object of the stream that is object 10
+    assert small[rows[3][1] :].startswith(b"3 0 obj")
+    assert small[int(re.findall(rb"startxref\n(\d+)", small)[0]) :].startswith(b"11 0 obj")
+
+
+def test_a_pdf_of_another_make_is_refused():
+    with pytest.raises(ValueError, match="no plain table of objects"):
+        compact.compact(b"%PDF-1.5\n")
+
+
+def test_the_book_bears_its_commit_and_the_time_of_it(monkeypatch):
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    known = ("abc1234", 86_400)
+    assert pdf.facts(known)[0].endswith("commit abc1234 of 1970-01-02")
+    assert b"(D:19700102000000+00'00')" in pdf.dated(PDF, pdf.moment(known))
+    assert len(pdf.dated(PDF, pdf.moment(known))) == len(PDF)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "172800")
+    assert "commit abc1234 of 1970-01-03" in pdf.facts(known)[0]
+
+
+CHAPTER = """<article class="bd-article"><section id="a"><h1>A<a class="headerlink">#</a></h1>
+<p id="here">See <a href="#here">here</a>, <a href="../book/solutions.html#chapter-03">there</a>,
+<a href="../_downloads/x.ipynb">a file</a> and <a href="https://example.org/">elsewhere</a>.</p>
+<section id="exercise-3-2"><h3>Exercise 3.2: build</h3>
+<details><summary>Hint</summary><p>Think.</p></details>
+<details><summary>Solution</summary><p>Done.</p></details></section>
+<section id="question-3-1"><h3>Question 3.1</h3>
+<details><summary>A. Yes</summary><p>✗ No. Never.</p></details>
+<details><summary>B. No</summary><p>✓ Yes. Indeed.</p></details></section></section></article>"""
+
+
+def test_links_lead_within_the_book_where_they_can():
+    article = binding.fragment(CHAPTER)
+    binding.rename(article, "notebooks/03", {"notebooks/03", "book/solutions"}, ROOT)
+    links = [link["href"] for link in article.find_all("a", href=True)]
+    assert links == [
+        "#notebooks-03--here",
+        "#book-solutions--chapter-03",
+        f"{address.site()}_downloads/x.ipynb",
+        "https://example.org/",
+    ]
+    assert article.find("p")["id"] == "notebooks-03--here"
+
+
+def test_what_is_folded_stands_elsewhere_in_the_book_and_is_linked():
+    article, answers = binding.fragment(CHAPTER), binding.Answers()
+    binding.unfold(article, {"book-solutions--solution-3-2"}, answers)
+    assert not article.find("details")
+    ways = [(way.get_text(), way.a["href"]) for way in article.select(".folded")]
+    assert ways == [
+        ("Hint", "#hints-and-answers--1"),
+        ("Solution", "#book-solutions--solution-3-2"),
+        ("Answers", "#hints-and-answers--2"),
+    ]
+    assert [option.get_text() for option in article.select(".option")] == ["A. Yes", "B. No"]
+    kept = "".join(answers.chapters)
+    assert "Think." in kept
+    assert "Indeed." in kept
+    assert "Done." not in kept
+    assert "Indeed." not in article.get_text()
+    with pytest.raises(ValueError, match="no book-solutions--solution-3-2"):
+        binding.unfold(binding.fragment(CHAPTER), set(), binding.Answers())
+
+
+# Publishing
+
+
+def test_the_site_is_published_from_tags_with_its_pdf_and_no_more_rights_than_it_needs():
+    text = (ROOT / ".github/workflows/pages.yml").read_text("utf-8")
+    workflow = yaml.load(text, yaml.BaseLoader)
+    assert workflow["on"] == {"push": {"tags": ["v*"]}, "workflow_dispatch": ""}
+    assert workflow["permissions"] == {}
+    assert workflow["jobs"]["build"]["permissions"] == {"contents": "read"}
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert f"cp _build/{published.PDF} _build/html/" in [step.get("run") for step in steps]
+    for used in (step["uses"] for step in steps if "uses" in step):
+        assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used), used

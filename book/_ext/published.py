@@ -21,6 +21,7 @@ from address import ROOT, contents, site
 
 CARD = "_static/social-card.png"
 CARD_WORDS = "The CBAM Book: a feature map is reweighted, first by channel, then by place"
+PDF = "The-CBAM-Book.pdf"  # `make pdf` writes it; the published site has it
 MISSING = "404"  # what GitHub Pages serves for an address where nothing is
 LINK = re.compile(r'(?<=\s)(href|src|action|poster|data-content_root|data-src)="([^"]*)"')
 
@@ -30,6 +31,9 @@ def configure(app: Sphinx, config: Config) -> None:
     config.html_baseurl = config.ogp_site_url = site()
     config.ogp_site_name = config.html_title
     config.ogp_image, config.ogp_image_alt = CARD, CARD_WORDS
+    # It leads to the published site, since a site that was built at home need not have the file.
+    link = f'<p>The whole book: <a href="{urljoin(site(), PDF)}">PDF</a>.</p>'
+    config.html_theme_options["extra_footer"] += link
     config.ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
 
 
