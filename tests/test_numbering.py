@@ -159,6 +159,16 @@ def test_another_page_has_links_but_no_anchors():
     assert domain.places == {}
 
 
+def test_a_section_about_a_chapter_speaks_of_its_sections():
+    about = nodes.section("", nodes.title("", "03"), ids=["chapter-03"])
+    about += nodes.paragraph("", "Section 7 of it; chapter 03.")
+    document, _ = page(about, name="book/solutions")
+    assert targets(document) == ["chapter 03"]  # "section 7 of" something else
+    about.children[1].replace_self(nodes.paragraph("", "See section 7 there."))
+    Mentions(document).apply()
+    assert targets(document) == ["section 03.7"]
+
+
 def test_code_headings_links_and_the_chapter_itself_are_left_alone():
     words = "figure 3.1 in chapter 03"
     closed = [

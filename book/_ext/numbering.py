@@ -292,12 +292,11 @@ class Mentions(SphinxTransform):
     def _link(self, text: nodes.Text, before: str, skip: re.Pattern[str] | None) -> None:
         words = text.astext()
         own = skip.match(words) if skip else None  # a caption's number is no link to itself
-        page = self.env.docname
-        chapter = chapter_of(page)
+        here = chapter_of(self.env.docname)
         pieces: list[nodes.Node] = []
         done = 0
-        for found in sorted(mentions(words, chapter, before)):
-            if (own and found.start < own.end()) or found.place == _chapter(chapter):
+        for found in sorted(mentions(words, here or chapter_around(text), before)):
+            if (own and found.start < own.end()) or found.place == _chapter(here):
                 continue
             pieces += [nodes.Text(words[done : found.start]), self._pending(text, found)]
             done = found.end
@@ -321,6 +320,17 @@ class Mentions(SphinxTransform):
             link.source, link.line = parent.source, parent.line
             parent = parent.parent
         return link
+
+
+def chapter_around(node: nodes.Node) -> str:
+    """Return the two digits of the chapter that a section of another page is about, or nothing."""
+    parent = node.parent
+    while parent is not None:
+        for name in parent["ids"] if isinstance(parent, nodes.section) else ():
+            if match := re.fullmatch(r"chapter-(\d\d)", name):
+                return match[1]
+        parent = parent.parent
+    return ""
 
 
 def _is_open(text: nodes.Text) -> bool:

@@ -33,8 +33,10 @@ class Solutions(SphinxDirective):
             chapter = self._section(f"chapter-{number}", f"{number} {title(path)}")
             chapter += self._markdown(f"From [the chapter](../notebooks/{path.name}).")
             for exercise in found:
-                mark = exercise.title.split(":")[0].split()[1].replace(".", "-")
-                section = self._section(f"solution-{mark}", exercise.title)
+                name = exercise.title.split(":")[0].split()[1]
+                section = self._section(f"solution-{name.replace('.', '-')}", exercise.title)
+                # The words become a link, as everywhere: see numbering.
+                section += self._markdown(f"In the chapter, with a hint: exercise {name}.")
                 section += self._markdown(exercise.task)
                 section += nodes.rubric("", "Solution")
                 section += self._markdown(exercise.told)
