@@ -13,8 +13,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from explorer_network import network_data
-from explorer_paint import paint_data
+from explorer_network import NetworkStill, network_data
+from explorer_paint import PaintExample, paint_data
 
 SOURCE = Path(__file__).resolve().parents[1] / "explorer"
 FOLDER = "explorer"  # below the site, not below _static, whose scripts every page would load
@@ -88,6 +88,8 @@ def copy_scripts(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_directive("explorer", Explorer)
+    app.add_directive("network-still", NetworkStill)
+    app.add_directive("paint-example", PaintExample)
     app.connect("html-page-context", add_scripts)
     app.connect("build-finished", copy_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

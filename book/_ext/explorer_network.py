@@ -7,14 +7,21 @@ the other, as `layout` says; a byte for each colour of the photographs.
 
 import base64
 import functools
+import io
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from docutils import nodes
 from numpy.typing import NDArray
+from PIL import Image
+from sphinx.util.docutils import SphinxDirective
 from torch import Tensor, nn
 
+import tables
 from cbam_edu import data, load_pretrained
 from cbam_edu.attention import CBAM
 from cbam_edu.data import ImageSet
@@ -50,7 +57,7 @@ def answers() -> Tensor:
 
 @functools.cache
 def chosen() -> list[int]:
-    """Return which photographs are on the page: of each class the first, and its first mistake."""
+    """Return which photographs are on the page: the first of each class, one of them a mistake."""
     labels, found = photographs().labels, []
     for label in range(len(photographs().classes)):
         members = (labels == label).nonzero().flatten()
@@ -157,3 +164,85 @@ def network_data() -> str:
     """Return the script that holds the trained network's weights and the images to look at."""
     start = "var cbam = globalThis.cbam || {};\nglobalThis.cbam = cbam;\n"
     return f'"use strict";\n{start}cbam.networkData = {json.dumps(content())};\n'
+
+
+# ---- The page where it cannot run: one photograph and what the gates say to it
+
+STYLE = Path(__file__).resolve().parents[1] / "explorer" / "look.css"
+FIRST = 44  # of the photographs on the page, the one that it begins with, as look.js has it
+CELL, GAP, LINE = 96, 12, 18  # of the drawing, in its own units
+
+
+def ramp() -> NDArray[np.float64]:
+    """Return the colours of the page's scale in light mode, evenly spaced in value: (n, 3)."""
+    match = re.search(r"--look-ramp: ([^;]+);", STYLE.read_text("utf-8"))
+    assert match
+    codes = match[1].replace("#", "").split(", ")
+    return np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in codes], float)
+
+
+def colours(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return values between 0 and 1 as colours: (H, W) -> (H, W, 3)."""
+    stops = ramp()
+    at = np.linspace(0, 1, len(stops))
+    channels = [np.interp(values, at, stops[:, c]) for c in range(3)]
+    return np.stack(channels, -1).round().astype(np.uint8)
+
+
+def _picture(pixels: NDArray[np.uint8], place: int, label: str) -> str:
+    """Return a picture (H, W, 3) with a label under it, at its place in two rows of five."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    content = base64.b64encode(file.getvalue()).decode("ascii")
+    x, y = place % 5 * (CELL + GAP), place // 5 * (CELL + 2 * LINE)
+    return (
+        f'<image x="{x}" y="{y}" width="{CELL}" height="{CELL}" '
+        f'style="image-rendering: pixelated" href="data:image/png;base64,{content}"/>'
+        f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="none" stroke="#728190"/>'
+        f'<text x="{x}" y="{y + CELL + LINE}">{label}</text>'
+    )
+
+
+def still() -> tuple[str, str, list[list[str]]]:
+    """Return a drawing of the first photograph and its spatial maps, a sentence, and a table."""
+    photos, index = photographs(), chosen()[FIRST]
+    x = data.normalise(photos.images[[index]])
+    maps = attention_maps(network(), x)
+    with torch.no_grad():
+        probabilities = network()(x).softmax(1)[0]
+    pictures = [_picture(photos.images[index].permute(1, 2, 0).numpy(), 0, "photograph")]
+    rows = []
+    for i, found in enumerate(maps, 1):
+        assert found.channel is not None
+        assert found.spatial is not None
+        pictures.append(_picture(colours(_array(found.spatial[0, 0])), i, f"block {i}"))
+        ranges = [f"{m.min():.2f} to {m.max():.2f}" for m in (found.spatial, found.channel)]
+        rows.append([str(i), " × ".join(map(str, found.spatial.shape[2:])), *ranges])
+    best = [int(label) for label in probabilities.argsort(descending=True)[:3]]
+    shares = [f"{photos.classes[k]} {probabilities[k]:.1%}".replace("%", " %") for k in best]
+    truth = photos.classes[int(photos.labels[index])]
+    sentence = (
+        f"Test photograph {index}, a {truth}, and the spatial maps of the nine blocks, from 0, "
+        f"white, to 1, dark. The network's three likeliest classes: {', '.join(shares)}."
+    )
+    width, height = 5 * (CELL + GAP) - GAP, 2 * (CELL + 2 * LINE)
+    drawing = (
+        f'<svg class="look-still" viewBox="-1 -1 {width + 2} {height}" role="img" '
+        f'aria-label="{sentence}" font-size="13" fill="currentColor">{"".join(pictures)}</svg>'
+    )
+    return drawing, sentence, rows
+
+
+class NetworkStill(SphinxDirective):
+    """What the page on the trained network begins with, for where it cannot run."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the drawing, a sentence and a table of the maps' ranges."""
+        self.env.note_dependency(str(STYLE))
+        drawing, sentence, rows = still()
+        headings = ["block", "places", "spatial map", "channel map"]
+        return [
+            nodes.raw("", drawing, format="html"),
+            nodes.paragraph("", sentence),
+            tables.table(headings, rows, set(headings)),
+        ]

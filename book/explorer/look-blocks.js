@@ -12,8 +12,12 @@ globalThis.cbam = cbam;
 
   /** M with its index, as an element. */
   const symbol = (kind) =>
-    cbam.element("span", { class: "look-symbol" }, cbam.element("i", { text: "M" }), 
-      cbam.element("sub", { text: KINDS[kind] }));
+    cbam.element(
+      "span",
+      { class: "look-symbol" },
+      cbam.element("i", { text: "M" }),
+      cbam.element("sub", { text: KINDS[kind] }),
+    );
 
   const rangeText = (map) => {
     const [low, high] = cbam.rangeOf(map).map((value) => cbam.number(value));
@@ -123,39 +127,37 @@ globalThis.cbam = cbam;
     };
   }
 
-  /** Buttons and choices for all gates and all maps. */
-  function toolbar(app) {
+  /** Radio buttons on a line. */
+  function choices(name, legend, options, chosen, choose) {
+    return cbam.element(
+      "fieldset",
+      { class: "look-choices" },
+      cbam.element("legend", { text: legend }),
+      ...Object.entries(options).map(([value, text]) =>
+        cbam.element(
+          "label",
+          { class: "look-choice" },
+          cbam.element("input", {
+            type: "radio",
+            name,
+            value,
+            checked: value === chosen,
+            on: { change: () => choose(value) },
+          }),
+          text,
+        ),
+      ),
+    );
+  }
+
+  /** Buttons and a choice for all gates. */
+  function gateTools(app, census) {
     const button = (text, change) =>
       cbam.element("button", {
         type: "button",
         text,
         on: { click: () => app.setGates((gates) => gates.forEach(change)) },
       });
-    const choices = (name, legend, options, chosen, choose) =>
-      cbam.element(
-        "fieldset",
-        { class: "look-choices" },
-        cbam.element("legend", { text: legend }),
-        ...Object.entries(options).map(([value, text]) =>
-          cbam.element(
-            "label",
-            { class: "look-choice" },
-            cbam.element("input", {
-              type: "radio",
-              name,
-              value,
-              checked: value === chosen,
-              on: { change: () => choose(value) },
-            }),
-            text,
-          ),
-        ),
-      );
-    const under = cbam.element("input", {
-      type: "checkbox",
-      checked: app.state.under,
-      on: { change: (event) => app.change({ under: event.target.checked }) },
-    });
     return cbam.element(
       "div",
       { class: "look-toolbar" },
@@ -173,6 +175,29 @@ globalThis.cbam = cbam;
         app.state.instead,
         (instead) => app.change({ instead }),
       ),
+      cbam.element("p", {
+        class: "look-hint",
+        text:
+          "1 lets all pass, so that what follows gets louder numbers than it was trained for. The " +
+          "mean map, over 500 photographs, is as quiet as the gate was: it takes away only the " +
+          "answer to this one picture.",
+      }),
+      census,
+    );
+  }
+
+  /** How the maps are drawn: `element`, and `draw()`. */
+  function mapTools(app) {
+    const under = cbam.element("input", {
+      type: "checkbox",
+      checked: app.state.under,
+      on: { change: (event) => app.change({ under: event.target.checked }) },
+    });
+    const note = cbam.element("span", { class: "look-hint", text: NOTE });
+    const ends = [cbam.element("span"), cbam.element("span")];
+    const element = cbam.element(
+      "div",
+      { class: "look-toolbar" },
       choices(
         "look-scale",
         "Colours run",
@@ -180,10 +205,26 @@ globalThis.cbam = cbam;
         app.state.scale,
         (scale) => app.change({ scale }),
       ),
-      cbam.element("label", { class: "look-choice" }, under, "the photograph underneath"),
+      cbam.element(
+        "div",
+        { class: "look-legend" },
+        ends[0],
+        cbam.element("span", { class: "look-ramp", "aria-hidden": "true" }),
+        ends[1],
+        note,
+        cbam.element("label", { class: "look-choice" }, under, "the photograph underneath"),
+      ),
     );
+    function draw() {
+      const own = app.state.scale === "own";
+      note.hidden = !own;
+      ends[0].textContent = own ? "its lowest" : "0, shut";
+      ends[1].textContent = own ? "its highest" : "1, open";
+    }
+    return { element, draw };
   }
 
+  const NOTE = "A small difference now looks as large as a great one: read the numbers.";
   const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
   /** A large map whose places can be asked, by pointer or keys. */
@@ -280,6 +321,7 @@ globalThis.cbam = cbam;
       const { map } = app.run.blocks[app.state.block].channel;
       const before = app.base.blocks[app.state.block].channel.map;
       const channel = Math.min(app.state.channel, map.length - 1);
+      box.classList.toggle("look-touched", app.run !== app.base);
       while (box.children.length > map.length) box.lastChild.remove();
       while (box.children.length < map.length) box.append(cbam.element("i"));
       [...box.children].forEach((bar, i) => {
@@ -302,10 +344,11 @@ globalThis.cbam = cbam;
         "tr",
         {},
         ...cells.map((cell, i) =>
-          cbam.element(i && tag === "td" ? "td" : "th", {
-            scope: tag === "th" ? "col" : i ? null : "row",
-            text: cell,
-          }),
+          cbam.element(
+            i && tag === "td" ? "td" : "th",
+            { scope: tag === "th" ? "col" : i ? null : "row" },
+            ...[cell].flat(),
+          ),
         ),
       );
     table.replaceChildren(
@@ -318,15 +361,15 @@ globalThis.cbam = cbam;
   const INSTEAD = { open: "switched off: 1", mean: "switched off: its mean" };
 
   /** What a gate says here, what it would say if it is off, and what it said before. */
-  function lastRows(app, kind, at, name) {
+  function lastRows(app, kind, at) {
     const i = app.state.block;
     const { map, logits } = app.run.blocks[i][kind];
     const before = app.base.blocks[i][kind].map[at];
     const on = app.state.gates[i][kind];
-    const rows = [[on ? `${name} = σ(logit)` : `${name}, ${INSTEAD[app.state.instead]}`, map[at]]];
-    if (!on) rows.push([`${name} that it would say`, cbam.sigmoid(logits[at])]);
-    rows.push([`${name} in the untouched run`, before]);
-    return rows.map(([text, value]) => [text, "", cbam.number(value, 3)]);
+    const rows = [[on ? " = σ(logit)" : `, ${INSTEAD[app.state.instead]}`, map[at]]];
+    if (!on) rows.push([" that it would say", cbam.sigmoid(logits[at])]);
+    if (app.run !== app.base) rows.push([" in the untouched run", before]);
+    return rows.map(([text, value]) => [[symbol(kind), text], "", cbam.number(value, 3)]);
   }
 
   /** One block in detail: `element`, and `draw(scale)`. */
@@ -351,7 +394,7 @@ globalThis.cbam = cbam;
           channels.element,
           cbam.element("p", {
             class: "look-hint",
-            text: "One bar a channel, from 0 to 1; the dark line is the untouched run.",
+            text: "A bar for each channel, from 0 to 1. A line across it: the untouched run.",
           }),
         ),
         channelTable,
@@ -370,7 +413,7 @@ globalThis.cbam = cbam;
         ["maximum over the channels", "", cbam.number(spatial.max[place], 3)],
         ["mean over the channels", "", cbam.number(spatial.avg[place], 3)],
         ["logit: 7 × 7, BatchNorm", "", cbam.number(spatial.logits[place], 3)],
-        ...lastRows(app, "spatial", place, "M_s"),
+        ...lastRows(app, "spatial", place),
       ]);
     }
 
@@ -383,7 +426,7 @@ globalThis.cbam = cbam;
         ["mean", three(steps.avg[at]), three(steps.votesAvg[at])],
         ["maximum", three(steps.max[at]), three(steps.votesMax[at])],
         ["logit: both votes", "", three(steps.logits[at])],
-        ...lastRows(app, "channel", at, "M_c"),
+        ...lastRows(app, "channel", at),
       ]);
     }
 
@@ -396,8 +439,11 @@ globalThis.cbam = cbam;
     return { element, draw };
   }
 
-  /** The nine blocks and one in detail: `elements`, `draw()` and `drawDetail()`. */
-  cbam.lookBlocks = function (app) {
+  /**
+   * The nine blocks and one in detail: `elements`, `draw()` and `drawDetail()`. `census` is an
+   * element for the gates' tools.
+   */
+  cbam.lookBlocks = function (app, census) {
     const tip = tooltip();
     const cards = app.network.blocks.map((_, i) => card(app, i, tip));
     const stages = [...new Set(app.network.blocks.map(({ shape }) => shape[0]))].map((width) => {
@@ -410,33 +456,22 @@ globalThis.cbam = cbam;
         cbam.element("div", { class: "look-cards" }, ...members.map(({ element }) => element)),
       );
     });
-    const legend = cbam.element(
-      "div",
-      { class: "look-legend" },
-      cbam.element("span", {}, "shut", " "),
-      cbam.element("span", { class: "look-ramp", "aria-hidden": "true" }),
-      cbam.element("span", {}, "open"),
-      cbam.element("span", { class: "look-hint look-scale-note" }),
-    );
+    const maps = mapTools(app);
     const large = detail(app);
     const element = cbam.element(
       "section",
       { class: "look-blocks", "aria-label": "The gates of the nine blocks" },
-      toolbar(app),
-      legend,
+      gateTools(app, census),
+      maps.element,
       ...stages,
       tip.element,
     );
     const scaleOf = () => cbam.colourScale(element);
-    const NOTES = {
-      common: "0 to 1, the same for all maps",
-      own: "each map’s own range: a small difference looks as large as a great one",
-    };
     return {
       elements: [element, large.element],
       draw() {
         const scale = scaleOf();
-        legend.lastChild.textContent = NOTES[app.state.scale];
+        maps.draw();
         cards.forEach((one) => one.draw(scale));
         large.draw(scale);
       },

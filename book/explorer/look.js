@@ -10,7 +10,7 @@ globalThis.cbam = cbam;
 cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
 
 {
-  const FIRST = 36; // the photograph to begin with, a frog
+  const FIRST = 44; // the photograph to begin with, a horse that it is not too sure of
   const PLACES = cbam.SIDE * cbam.SIDE;
   const NOTHING = () => new Uint8Array(PLACES);
   const allOn = (network) => network.blocks.map(() => ({ channel: true, spatial: true }));
@@ -99,9 +99,12 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
       const covered = cover.reduce((sum, one) => sum + one, 0);
       if (covered) sentences.push(`${covered} of ${PLACES} places are covered`);
     }
-    const range = (kind) => cbam.rangeOf(app.run.blocks[block][kind].map).map((v) => cbam.number(v));
-    const [spatial, channel] = ["spatial", "channel"].map((kind) => range(kind).join(" to "));
-    sentences.push(`Block ${block + 1}: M_s from ${spatial}, M_c from ${channel}`);
+    const range = (kind) => {
+      const ends = cbam.rangeOf(app.run.blocks[block][kind].map).map((value) => cbam.number(value));
+      return ends[0] === ends[1] ? `is ${ends[0]}` : `runs from ${ends.join(" to ")}`;
+    };
+    const [spatial, channel] = [range("spatial"), range("channel")];
+    sentences.push(`In block ${block + 1}, the spatial map ${spatial}, the channel map ${channel}`);
     return `${sentences.join(". ")}.`.replace(/^./, (letter) => letter.toUpperCase());
   }
 
@@ -231,8 +234,8 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
     const pick = cbam.lookPick(app);
     const photo = cbam.lookPhoto(app);
     const answer = answerTable(app);
-    const blocks = cbam.lookBlocks(app);
     const all = census(app);
+    const blocks = cbam.lookBlocks(app, all.element);
     const foot = footer(app);
     const words = cbam.element("p", { class: "look-summary", "aria-live": "polite" });
 
@@ -295,7 +298,6 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
         cbam.element("div", { class: "look-says" }, answer.element, words),
       ),
       ...blocks.elements,
-      all.element,
       foot.element,
     );
     root.append(screen);
