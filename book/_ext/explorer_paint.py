@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from docutils import nodes
 from numpy.typing import NDArray
+from sphinx.util.docutils import SphinxDirective
 from torch import Tensor
 
 from cbam_edu import CBAM
+from tables import table
 
 CHANNELS, SIDE = 4, 8
 SHAPE = (CHANNELS, SIDE, SIDE)
@@ -193,3 +196,50 @@ def paint_data() -> str:
     data = {"shape": SHAPE, "examples": examples, "layers": layers()}
     text = json.dumps(data, separators=(",", ":"))
     return f'"use strict";\nvar cbam = globalThis.cbam || {{}};\ncbam.paint = {text};\n'
+
+
+def rows(features: Features) -> list[list[str]]:
+    """Return the steps of the hand-made channel gate on a map, a row each, a number a channel."""
+    gate = made(1, 7).channel
+    x = torch.tensor(features, dtype=torch.float32)[None]
+    with torch.no_grad():
+        steps = {
+            "mean": (means := x.mean((2, 3))),
+            "maximum": (maxima := x.amax((2, 3))),
+            "the means' vote": gate.mixer(means),
+            "the maxima's vote": gate.mixer(maxima),
+            "logit": gate.logits(x),
+            "weight, σ(logit)": gate(x),
+        }
+    return [[name, *(f"{v:.2f}" for v in step.flatten())] for name, step in steps.items()]
+
+
+def places(features: Features) -> str:
+    """Return a sentence on the hand-made module's spatial map, behind its channel gate."""
+    module = made(1, 7)
+    x = torch.tensor(features, dtype=torch.float32)[None]
+    with torch.no_grad():
+        values = module.spatial(x * module.channel(x))[0, 0]
+
+    def at(index: int) -> str:
+        row, column = divmod(index, SIDE)
+        return f"{values[row, column]:.2f} at row {row}, column {column}"
+
+    high, low = int(values.argmax()), int(values.argmin())
+    return f"Behind it, the spatial map is largest, {at(high)}, and smallest, {at(low)}."
+
+
+class PaintExample(SphinxDirective):
+    """``{paint-example} NAME``: what the page shows of an example, as a table and a sentence."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return both, computed now."""
+        name = self.arguments[0]
+        if name not in EXAMPLES:
+            raise self.error(f"the example must be one of {', '.join(EXAMPLES)}; got {name!r}")
+        features = EXAMPLES[name][1]
+        channels = [f"channel {c}" for c in range(CHANNELS)]
+        numbers = table(["", *channels], rows(features), channels)
+        return [numbers, nodes.paragraph("", places(features))]

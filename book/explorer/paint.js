@@ -114,7 +114,8 @@ globalThis.cbam = cbam;
       const main = el("div", { class: "paint-main" }, ...parts);
       const desk = el("div", { class: "paint-desk" }, bench, main);
       this.desk = el("div", { class: "paint" }, desk, this.dock.element, this.summary, this.spoken);
-      this.root.replaceChildren(this.desk);
+      this.root.append(this.desk); // beside the text for paper, which the style sheet hides
+      this.root.classList.add("explorer-live");
       this.palette.read(this.root);
     }
 
