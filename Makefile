@@ -3,6 +3,7 @@
 #   make book       build the site, warnings as errors
 #   make pdf        build the site, then print it as one book (needs a Chromium)
 #   make test       lint, types, unit, property and notebook tests
+#   make test-site  build the site, then read it in a browser: every page, link, search (needs a Chromium)
 #   make notebooks  run every notebook afresh and store its outputs (or: make notebooks NB=notebooks/02_pooling.ipynb)
 #   make serve      build the site, then serve it on this machine
 #   make lock       renew requirements.lock from pyproject.toml
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test notebooks serve lock address clean
+.PHONY: help book pdf test test-site notebooks serve lock address clean
 
 BIN := .venv/bin
 PORT ?= 8000
@@ -56,6 +57,12 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report term --cov-fail-under 95 tests
 	$(BIN)/python tests/colab.py
+
+# A browser a core. What is timed comes afterwards, alone.
+test-site: export OMP_NUM_THREADS = 1
+test-site: book
+	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/browser/test_first_page.py tests/browser
+	$(BIN)/pytest --quiet --capture no tests/browser/test_first_page.py
 
 notebooks: .venv/ready
 	$(BIN)/python book/_ext/notebooks.py run $(NB)

@@ -6,6 +6,7 @@ It is the one that ``$CHROMIUM`` names, else the first on the path, else the one
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,3 +72,18 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def main() -> int:
+    """Print where the browser is; where there is none, say what to do, and return 1."""
+    try:
+        with sync_playwright() as playwright:
+            print(executable(playwright))
+    except BrowserNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
