@@ -63,6 +63,7 @@ test-site: export OMP_NUM_THREADS = 1
 test-site: book
 	$(BIN)/pytest -n 2 --dist worksteal --ignore tests/browser/test_first_page.py tests/browser
 	$(BIN)/pytest --quiet --capture no tests/browser/test_first_page.py
+	$(BIN)/python tests/reproducible.py _build/html
 
 notebooks: .venv/ready
 	$(BIN)/python book/_ext/notebooks.py run $(NB)

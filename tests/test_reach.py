@@ -16,6 +16,7 @@ import compact
 import light
 import pdf
 import published
+import reproducible
 from notebook_cells import ROOT
 
 # What a page carries
@@ -253,7 +254,7 @@ def test_what_is_folded_stands_elsewhere_in_the_book_and_is_linked():
     assert "Indeed." in kept
     assert "Done." not in kept
     assert "Indeed." not in article.get_text()
-    with pytest.raises(ValueError, match="no book-solutions--solution-3-2"):
+    with pytest.raises(ValueError, match=r"has none of 'Exercise 3\.2"):
         binding.unfold(binding.fragment(CHAPTER), set(), binding.Answers())
 
 
@@ -270,3 +271,14 @@ def test_the_site_is_published_from_tags_with_its_pdf_and_no_more_rights_than_it
     assert f"cp _build/{published.PDF} _build/html/" in [step.get("run") for step in steps]
     for used in (step["uses"] for step in steps if "uses" in step):
         assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used), used
+
+
+def test_a_difference_between_two_builds_is_seen(tmp_path):
+    for name, words in (("a", "same"), ("b", "same")):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep/page.html").write_text(words)
+    one, other = tmp_path / "a", tmp_path / "b"
+    assert reproducible.differences(one, other) == []
+    (one / "deep/page.html").write_text("built at 10:00")
+    (other / "stale.html").write_text("")
+    assert reproducible.differences(one, other) == ["deep/page.html", "stale.html"]

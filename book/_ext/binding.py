@@ -99,32 +99,47 @@ def fragment(markup: str) -> Tag:
     return BeautifulSoup(markup, "html.parser")
 
 
+def link_to(place: str, words: str) -> str:
+    """Return a short line that says where what was folded away here is."""
+    return f'<p class="folded"><a href="#{place}">{words}</a></p>'
+
+
+def solution(heading: Tag, solved: set[str]) -> str:
+    """Return the place of the solution of the exercise below a heading.
+
+    Raises
+    ------
+    ValueError
+        If it is no exercise, or its solution is not in the chapter of solutions.
+    """
+    exercise = EXERCISE.match(heading.get_text())
+    found = exercise and f"{slug(SOLUTIONS)}--solution-{int(exercise[1])}-{exercise[2]}"
+    if found not in solved:
+        raise ValueError(f"the chapter of solutions has none of {heading.get_text()!r}")
+    return str(found)
+
+
 def unfold(article: Tag, solved: set[str], answers: Answers) -> None:
     """Take what is folded away out of a chapter, and say where in the book it is."""
     title = article.find("h1")
     chapter = title.decode_contents() if isinstance(title, Tag) else ""
     for fold in article.find_all("details"):
-        summary = fold.find("summary").extract()
+        summary = fold.find("summary")
+        if not isinstance(summary, Tag):
+            raise ValueError(f"something folded has no summary: {str(fold)[:100]}")
+        option, name = summary.extract().decode_contents(), summary.get_text().strip()
         heading, here = heading_above(fold)
-        name = summary.get_text().strip()
-        exercise = EXERCISE.match(heading.get_text())
-        if name == "Solution" and exercise:
-            there = f"{slug(SOLUTIONS)}--solution-{int(exercise[1])}-{exercise[2]}"
-            if there not in solved:
-                raise ValueError(f"the chapter of solutions has no {there}")
-            fold.replace_with(fragment(f'<p class="folded"><a href="#{there}">Solution</a></p>'))
-            continue
         inner = fold.decode_contents()
-        if name == "Hint":
-            there = answers.add(chapter, heading, here, inner)
-            fold.replace_with(fragment(f'<p class="folded"><a href="#{there}">Hint</a></p>'))
-            continue
-        option = summary.decode_contents()
-        inner = f'<div class="answer"><p><strong>{option}</strong></p>{inner}</div>'
-        there = answers.add(chapter, heading, here, inner)
-        last = fold.find_next_sibling("details") is None
-        after = f'<p class="folded"><a href="#{there}">Answers</a></p>' if last else ""
-        fold.replace_with(fragment(f'<p class="option">{option}</p>{after}'))
+        if name == "Solution":
+            left = link_to(solution(heading, solved), name)
+        elif name == "Hint":
+            left = link_to(answers.add(chapter, heading, here, inner), name)
+        else:
+            told = f'<div class="answer"><p><strong>{option}</strong></p>{inner}</div>'
+            there = answers.add(chapter, heading, here, told)
+            last = fold.find_next_sibling("details") is None
+            left = f'<p class="option">{option}</p>' + (link_to(there, "Answers") if last else "")
+        fold.replace_with(fragment(left))
 
 
 def point_to_site(article: Tag, page: str) -> None:
