@@ -12,7 +12,6 @@ import address
 import cbam_edu.records
 import command_line
 import costs
-import diagram
 import evidence
 import offline
 import records
@@ -78,15 +77,6 @@ def test_every_reference_is_cited_and_every_citation_has_its_reference():
     cited = [key for keys in lists for key in keys.split(",")]
     assert len(known) == len(set(known))
     assert set(known) == set(cited)
-
-
-def test_the_picture_is_what_its_code_draws():
-    stored = diagram.PICTURE.read_text("utf-8")
-    assert stored == diagram.picture(), "python book/_ext/diagram.py"
-    assert diagram.CHANNEL_MAP[0] > 0.9 > 0.2 > diagram.CHANNEL_MAP[1]
-    refined = diagram.times(diagram.FEATURES[:1], [diagram.SPATIAL_MAP])
-    assert refined[0][2][2] == diagram.FEATURES[0][2][2] * diagram.SPATIAL_MAP[2][2]
-    assert "http" not in stored.replace("http://www.w3.org/2000/svg", "")
 
 
 def test_mathematics_needs_no_network():

@@ -1,154 +1,206 @@
-"""Draw the book's picture, ``book/_static/cbam.svg``: a feature map, and what two gates do to it.
+"""Draw the book's picture, a small CBAM at work, and the mark of the book.
 
 ::
 
     python book/_ext/diagram.py
 
-The values are made up, but the products are products: what is drawn on the right is what is drawn
-on the left times the map between them.
+writes ``cbam.svg``, ``logo.svg``, ``logo-dark.svg`` and ``favicon.svg`` to ``book/_static``. The
+landing page has the same picture in its HTML, where ``hero.js`` moves it. Nothing in it is made
+up: the weights are those of the page *Paint a feature map*, and the library computes the rest.
 """
 
 import sys
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-PICTURE = Path(__file__).resolve().parents[1] / "_static" / "cbam.svg"
-CELL = 10
-SIDE = 6  # places along an edge
-STEP = SIDE * CELL + 10  # from one channel's sheet to the next
-WIDE = STEP + SIDE * CELL  # four sheets, two by two
-INK, BLUE, ORANGE = (34, 34, 34), (0, 114, 178), (213, 94, 0)  # Okabe and Ito's
-CENTRES = (86, 280, 474)
-CHANNEL_MAP = [0.95, 0.15, 0.85, 0.10]
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-Grid = list[list[float]]
+from explorer_paint import CHANNELS, SIDE, corners, made
 
+STATIC = Path(__file__).resolve().parents[1] / "_static"
+PICTURE = STATIC / "cbam.svg"
+# The colours of book/_static/palette.css, for a picture that stands alone.
+INK, QUIET, EDGE, BLUE, ORANGE = "#1a2330", "#51606f", "#728190", "#0072b2", "#e69f00"
+REDUCTION, KERNEL = 1, 7
+BASE = 0.6  # how loud the four blobs are beside the spot
+SPOT = (1, 4.0, 3.0)  # channel, row and column where the bright spot is before anybody moves it
+WIDTH = 1.1  # of the spot, in places
+GAP = 1  # between two sheets, in places
+HEIGHT = CHANNELS * (SIDE + GAP) - GAP
+BAR = 3.4  # how wide the four numbers of the channel map are, in places
 
-def blob(row: float, column: float, width: float) -> Grid:
-    """Return a sheet of places that lights up around one of them."""
-    return [
-        [2 ** (-((i - row) ** 2 + (j - column) ** 2) / width**2) for j in range(SIDE)]
-        for i in range(SIDE)
-    ]
-
-
-FEATURES = [
-    [
-        [min(1.0, a + 0.75 * b) for a, b in zip(*rows, strict=True)]
-        for rows in zip(x, y, strict=True)
-    ]
-    for x, y in (
-        (blob(2, 2, 1.3), blob(5, 5, 0.8)),
-        (blob(0, 5, 1.8), blob(4, 0, 1.5)),
-        (blob(3, 3, 1.2), blob(0, 0, 0.9)),
-        (blob(5, 2, 1.6), blob(1, 1, 1.4)),
-    )
-]
-SPATIAL_MAP = [[min(0.95, 0.06 + v) for v in row] for row in blob(2.5, 2.5, 1.5)]
+Grid = NDArray[np.float64]
 
 
-def times(sheets: list[Grid], gate: list[Grid]) -> list[Grid]:
-    """Return `sheets` times `gate`, place by place."""
-    return [
-        [[a * b for a, b in zip(*rows, strict=True)] for rows in zip(x, y, strict=True)]
-        for x, y in zip(sheets, gate, strict=True)
-    ]
+@dataclass(frozen=True)
+class Steps:
+    """What CBAM computes of one feature map: F, M_c, F', M_s and F''."""
+
+    features: Grid  # (C, H, W), as refined and output
+    channel: Grid  # (C,)
+    refined: Grid
+    spatial: Grid  # (H, W)
+    output: Grid
 
 
-def mix(colour: tuple[int, int, int], value: float) -> str:
-    """Return `colour` on white, as strong as `value`, between 0 and 1."""
-    return "#" + "".join(f"{round(255 + (c - 255) * value):02x}" for c in colour)
+def scene(channel: int, row: float, column: float) -> Grid:
+    """Return features with a blob in each channel's corner, and a bright spot in one channel."""
+    features = BASE * corners()
+    rows, columns = np.indices((SIDE, SIDE))
+    features[channel] += np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * WIDTH**2))
+    return np.minimum(features, 1)
 
 
-def sheet(x: float, y: float, grid: Grid, colour: tuple[int, int, int], cell: int = CELL) -> str:
-    """Return a grid of cells with its upper left corner at (x, y)."""
-    height, width = len(grid) * cell, len(grid[0]) * cell
+def attend(features: Grid) -> Steps:
+    """Return what the library's CBAM makes of `features` with the painting page's weights."""
+    module = made(REDUCTION, KERNEL).double()
+    with torch.no_grad():
+        x = torch.from_numpy(features)[None]
+        channel = module.channel(x)
+        spatial = module.spatial(channel * x)
+        kept = [x, channel, channel * x, spatial, spatial * (channel * x)]
+    return Steps(*(step.squeeze().numpy() for step in kept))
+
+
+@cache
+def start() -> Steps:
+    """Return the steps as they are before anybody moves the spot."""
+    return attend(scene(*SPOT))
+
+
+def opacity(value: float) -> str:
+    """Return a value as the strength of a cell, between 0 and 1, in few letters."""
+    return f"{min(max(value, 0.0), 1.0):.2f}".rstrip("0").rstrip(".")
+
+
+def sheet(grid: Grid, kind: str, top: float) -> str:
+    """Return one grid of cells; `kind` is "feature" or "map", and says the colour."""
     cells = "".join(
-        f'<path fill="{mix(colour, value)}" d="M{x + j * cell:g} {y + i * cell:g}'
-        f'h{cell}v{cell}h-{cell}z"/>'
-        for i, row in enumerate(grid)
-        for j, value in enumerate(row)
+        f'<rect x="{j}" y="{top + i:g}" width="1" height="1" fill-opacity="{opacity(value)}"/>'
+        for (i, j), value in np.ndenumerate(grid)
     )
-    frame = f'<rect x="{x:g}" y="{y:g}" width="{width}" height="{height}" class="frame"/>'
-    return cells + frame
+    edge = f'<rect class="frame" y="{top:g}" width="{SIDE}" height="{SIDE}"/>'
+    return f'<g class="{kind}">{cells}</g>{edge}'
 
 
-def channels(x: float, y: float, sheets: list[Grid]) -> str:
-    """Return the four sheets of a feature map, two by two, centred at `x`."""
-    left = x - WIDE / 2
-    return "\n".join(
-        sheet(left + i % 2 * STEP, y + i // 2 * STEP, s, BLUE) for i, s in enumerate(sheets)
-    )
+def sheets(grids: Grid) -> str:
+    """Return the sheets of a feature map, one below the other."""
+    return "".join(sheet(g, "feature", c * (SIDE + GAP)) for c, g in enumerate(grids))
 
 
-def numbers(x: float, y: float, gate: list[float]) -> str:
-    """Return a map of four numbers, laid out as the sheets that they multiply."""
-    left, size = x - WIDE / 2, SIDE * CELL
+def bars(values: Grid) -> str:
+    """Return the channel map: one cell a channel, as high as the sheet that it multiplies."""
     parts = []
-    for i, value in enumerate(gate):
-        at = left + i % 2 * STEP, y + i // 2 * STEP
-        parts.append(sheet(*at, [[value]], ORANGE, cell=size))
-        parts.append(text(at[0] + size / 2, at[1] + size / 2 + 7, f"{value:.2f}", "number"))
-    return "\n".join(parts)
+    for channel, value in enumerate(values):
+        top = channel * (SIDE + GAP)
+        box = f'y="{top}" width="{BAR}" height="{SIDE}"'
+        parts.append(
+            f'<g class="map"><rect {box} fill-opacity="{opacity(value)}"/></g>'
+            f'<rect class="frame" {box}/>'
+            f'<text x="{BAR / 2}" y="{top + SIDE / 2 + 0.45}">{value:.2f}</text>'
+        )
+    return "".join(parts)
 
 
-def text(x: float, y: float, words: str, kind: str = "label") -> str:
-    """Return words centred at `x`; an underscore starts a subscript of one letter."""
-    name, _, rest = words.partition("_")
-    if rest:
-        small = f'<tspan dy="5" font-size="70%">{rest[0]}</tspan>'
-        words = f'{name}{small}<tspan dy="-5">{rest[1:]}&#8203;</tspan>'
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}">{words}</text>'
+def parts(steps: Steps) -> list[tuple[str, float, str]]:
+    """Return name, width and drawing of F, M_c, F', M_s and F''."""
+    middle = (HEIGHT - SIDE) / 2
+    return [
+        ("F", SIDE, sheets(steps.features)),
+        ("M_c", BAR, bars(steps.channel)),
+        ("F′", SIDE, sheets(steps.refined)),
+        ("M_s", SIDE, sheet(steps.spatial, "map", middle)),
+        ("F″", SIDE, sheets(steps.output)),
+    ]
 
 
-def row(y: float, before: list[Grid], gate: str, after: list[Grid], labels: list[str]) -> str:
-    """Return one line of the picture: feature map, gate, product, with names and shapes below."""
-    below = y + WIDE + 28
-    parts = [channels(CENTRES[0], y, before), gate, channels(CENTRES[2], y, after)]
-    for i, sign in enumerate("×="):
-        parts.append(text((CENTRES[i] + CENTRES[i + 1]) / 2, y + WIDE / 2 + 10, sign, "sign"))
-    for i, label in enumerate(labels):
-        parts.append(text(CENTRES[i % 3], below + 24 * (i // 3), label, ("name", "label")[i // 3]))
-    return "\n".join(parts)
+SIGNS = ("×", "=", "×", "=")
+WORDS = ("features", "what", "", "where", "")
+
+
+def named(name: str, tag: str, attributes: str = "") -> str:
+    """Return a symbol in bold, what follows its underscore as a subscript in `tag`."""
+    letter, _, below = name.partition("_")
+    return letter + (f"<{tag}{attributes}>{below}</{tag}>" if below else "")
+
+
+def page_picture() -> str:
+    """Return the picture as HTML for the landing page, in the colours of its style sheet."""
+    channel, row, column = SPOT
+    columns = []
+    for (name, width, drawing), word, sign in zip(parts(start()), WORDS, (*SIGNS, ""), strict=True):
+        drawn = f'<svg viewBox="0 0 {width} {HEIGHT}" aria-hidden="true">{drawing}</svg>'
+        label = f"<b>{named(name, 'sub')}</b><i>{word or '&nbsp;'}</i>"
+        columns.append(f'<div class="gates-part" data-part="{name}">{label}{drawn}</div>')
+        columns.append(f'<span class="gates-sign" aria-hidden="true">{sign}</span>' if sign else "")
+    data = f'data-base="{BASE}" data-width="{WIDTH}" data-reduction="{REDUCTION}"'
+    data += f' data-kernel="{KERNEL}" data-channel="{channel}" data-row="{row:g}"'
+    return f'<div class="gates" {data} data-column="{column:g}">{"".join(columns)}</div>'
 
 
 def picture() -> str:
-    """Return the whole picture as SVG."""
-    refined = times(FEATURES, [[[m] * SIDE for _ in range(SIDE)] for m in CHANNEL_MAP])
-    final = times(refined, [SPATIAL_MAP] * len(refined))
-    first, second = 20, 264  # where the two lines begin
-    size = 16
-    square = sheet(
-        CENTRES[1] - SIDE * size / 2, second + (WIDE - SIDE * size) / 2, SPATIAL_MAP, ORANGE, size
-    )
-    shapes = ["C × H × W", "C × 1 × 1: what", "C × H × W"]
-    what = row(
-        first,
-        FEATURES,
-        numbers(CENTRES[1], first, CHANNEL_MAP),
-        refined,
-        ["F", "M_c", "F′", *shapes],
-    )
-    shapes[1] = "1 × H × W: where"
-    where = row(second, refined, square, final, ["F′", "M_s", "F″", *shapes])
+    """Return the whole picture as an SVG that stands alone."""
+    unit, space, top = 12, 2.2, 4.2
+    x, drawn = 0.8, []
+    for (name, width, drawing), word, sign in zip(parts(start()), WORDS, (*SIGNS, ""), strict=True):
+        symbol = named(name, "tspan", ' dy=".4" font-size="70%"')
+        drawn.append(
+            f'<g transform="translate({x:.1f} {top})">\n'
+            f'<text class="name" x="{width / 2}" y="-2.4">{symbol}</text>'
+            f'<text class="word" x="{width / 2}" y="-.8">{word}</text>\n{drawing}\n'
+            f'<text class="sign" x="{width + space / 2}" y="{HEIGHT / 2 + 0.6}">{sign}</text></g>'
+        )
+        x += width + space
+    right, bottom = x - space + 0.8, top + HEIGHT + 0.8
+    size = f'width="{right:.1f}" height="{bottom}"'
     return f"""\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 480" role="img">
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right:.1f} {bottom}" \
+width="{right * unit:.0f}" height="{bottom * unit:.0f}" role="img">
 <title>CBAM multiplies a feature map by a channel map, then by a spatial map</title>
 <style>
-text {{ font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; text-anchor: middle;
-  fill: {mix(INK, 1)}; }}
-.name {{ font-size: 20px; font-weight: 700; }}
-.label {{ font-size: 17px; }}
-.sign {{ font-size: 30px; }}
-.number {{ font-size: 18px; }}
-.frame {{ fill: none; stroke: {mix(INK, 1)}; stroke-width: 1; }}
+text {{ font: 1.35px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; text-anchor: middle;
+  fill: {INK}; paint-order: stroke; stroke: #fff; stroke-width: .3px; }}
+.name {{ font-size: 1.7px; font-weight: 700; }}
+.word {{ fill: {QUIET}; }}
+.sign {{ font-size: 2px; }}
+.feature {{ fill: {BLUE}; }}
+.map {{ fill: {ORANGE}; }}
+.frame {{ fill: none; stroke: {EDGE}; stroke-width: .1px; }}
+.feature, .map {{ shape-rendering: crispEdges; }}
 </style>
-<rect width="560" height="480" rx="8" fill="#fff"/>
-{what}
-{where}
+<rect {size} rx=".7" fill="#fff"/>
+{chr(10).join(drawn)}
 </svg>
 """
 
 
+def mark(blue: str, orange: str, cell: int = 14, view: str = "0 9 70 50") -> str:
+    """Return the book's mark: a column, one number a channel, and a grid, one a place."""
+    near = {(2, 1): 1.0, (1, 1): 0.6, (3, 1): 0.6, (2, 0): 0.6, (2, 2): 0.6}
+    column = [(0, y, orange, (0.45, 1, 0.45)[y]) for y in range(3)]
+    grid = [(x, y, blue, near.get((x, y), 0.3)) for x in range(1, 4) for y in range(3)]
+    cells = "".join(
+        f'<rect x="{x * 17 + (4 if x else 0)}" y="{y * 17 + 10}" width="{cell}" height="{cell}" '
+        f'rx="2" fill="{colour}" fill-opacity="{strength}"/>\n'
+        for x, y, colour, strength in [*column, *grid]
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">\n{cells}</svg>\n'
+
+
+DRAWINGS = {
+    "cbam.svg": picture,
+    "logo.svg": lambda: mark(BLUE, "#d55e00"),
+    "logo-dark.svg": lambda: mark("#56b4e9", ORANGE),
+    "favicon.svg": lambda: mark(
+        "#1f8ccb", ORANGE, 16, "0 0 71 71"
+    ),  # the browser's bar is light or dark
+}
+
+
 if __name__ == "__main__":
-    PICTURE.write_text(picture(), encoding="utf-8")
+    for name, draw in DRAWINGS.items():
+        (STATIC / name).write_text(draw(), encoding="utf-8", newline="\n")
     sys.exit(0)
