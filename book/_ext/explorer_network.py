@@ -67,6 +67,7 @@ def chosen() -> list[int]:
     return found
 
 
+@functools.cache
 def mean_maps() -> list[AttentionMap]:
     """Return every gate's mean map over all the photographs, as `AttentionMap` of one image."""
 

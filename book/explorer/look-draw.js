@@ -7,7 +7,7 @@ var cbam = globalThis.cbam || {}; // var: every script of a page may begin with 
 globalThis.cbam = cbam;
 
 {
-  const PHOTOGRAPH = 0.3; // how much of a map's picture is the photograph under it
+  const PHOTOGRAPH = 0.4; // how much of the photograph's light and dark a map's picture shows
 
   /**
    * An element. `attributes` are set as such, but for `on`, listeners by event, and `text`;
@@ -33,13 +33,14 @@ globalThis.cbam = cbam;
   }
 
   /**
-   * A scale of colours, from the style sheet: --look-ramp holds them, evenly spaced in value.
+   * A scale of colours, from the style sheet: --look-ramp holds them, evenly spaced in value, with
+   * commas between them.
    *
    * @returns {function(number): number[]} the colour of a value between 0 and 1
    */
   cbam.colourScale = function (element) {
     const style = getComputedStyle(element);
-    const stops = style.getPropertyValue("--look-ramp").trim().split(/\s+/).map(parse);
+    const stops = style.getPropertyValue("--look-ramp").trim().split(/,\s*(?=#)/).map(parse);
     return (value) => {
       const at = Math.min(Math.max(value, 0), 1) * (stops.length - 1);
       const below = Math.min(Math.floor(at), stops.length - 2);
@@ -76,22 +77,31 @@ globalThis.cbam = cbam;
     );
   };
 
+  /** How bright each place of a picture is, less the mean: (32, 32), so that it adds no colour. */
+  function relief(pixels) {
+    const places = cbam.SIDE * cbam.SIDE;
+    const grey = new Float32Array(places);
+    for (let i = 0; i < places; i++) {
+      grey[i] = 0.3 * pixels[i] + 0.59 * pixels[places + i] + 0.11 * pixels[2 * places + i];
+    }
+    const mean = grey.reduce((sum, value) => sum + value, 0) / places;
+    return grey.map((value) => value - mean);
+  }
+
   /**
-   * Draw a map (side, side) as large as the photograph, which shows through if there is one.
+   * Draw a map (side, side) as large as the photograph, whose light and dark show if it is given.
    *
    * @param {number[]} range the values of the scale's two ends
    */
   cbam.drawMap = function (canvas, map, [low, high], scale, pixels = null) {
     const side = Math.sqrt(map.length);
     const each = cbam.SIDE / side;
-    const places = cbam.SIDE * cbam.SIDE;
+    const light = pixels && relief(pixels);
     putPixels(canvas, cbam.SIDE, cbam.SIDE, (i) => {
       const row = Math.floor(i / cbam.SIDE / each);
       const column = Math.floor((i % cbam.SIDE) / each);
       const colour = scale((map[row * side + column] - low) / (high - low || 1));
-      if (!pixels) return colour;
-      const grey = 0.3 * pixels[i] + 0.59 * pixels[places + i] + 0.11 * pixels[2 * places + i];
-      return colour.map((c) => c * (1 - PHOTOGRAPH) + grey * PHOTOGRAPH);
+      return light ? colour.map((c) => c + PHOTOGRAPH * light[i]) : colour;
     });
   };
 

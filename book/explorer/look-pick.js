@@ -171,7 +171,7 @@ globalThis.cbam = cbam;
         class: "look-hint",
         text:
           `The network never saw these in training. It names ${right} of ${of} such photographs ` +
-          "rightly; to these few we added its first mistake in each class, with a dotted edge.",
+          "rightly. A dotted edge marks a mistake; of each class its first one is here.",
       }),
       cbam.element(
         "div",
@@ -180,7 +180,7 @@ globalThis.cbam = cbam;
         cbam.element("span", {
           class: "look-hint",
           text:
-            "or drop it on this page's box, or paste it. It does not leave this page. The network " +
+            "or drop it here, or paste it. It does not leave this page. The network " +
             "knows ten classes and nothing else: it will call your face one of them.",
         }),
       ),

@@ -38,6 +38,8 @@ globalThis.cbam = cbam;
     });
   }
 
+  const rounded = (value) => Math.floor(value + 0.5); // the array's own way is to even numbers
+
   /**
    * A square of a picture as a small one, by the filter that cbam_edu.data.read_image has:
    * Lanczos with three lobes, along the rows, then along the columns, rounded after each.
@@ -63,7 +65,7 @@ globalThis.cbam = cbam;
           green += weights[j] * data[at + 1];
           blue += weights[j] * data[at + 2];
         }
-        narrow.set([red, green, blue], ((row - above) * size + i) * 3);
+        narrow.set([red, green, blue].map(rounded), ((row - above) * size + i) * 3);
       }
     }
     const small = new Uint8ClampedArray(3 * size * size);
@@ -74,7 +76,7 @@ globalThis.cbam = cbam;
           for (let j = 0; j < weights.length; j++) {
             sum += weights[j] * narrow[((first - above + j) * size + i) * 3 + colour];
           }
-          small[(colour * size + row) * size + i] = sum;
+          small[(colour * size + row) * size + i] = rounded(sum);
         }
       }
     });
