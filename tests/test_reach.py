@@ -13,6 +13,7 @@ import address
 import binding
 import browser
 import compact
+import excerpts
 import light
 import pdf
 import published
@@ -133,6 +134,17 @@ def test_without_a_browser_one_is_told_how_to_get_one(monkeypatch, tmp_path, nam
     with pytest.raises(browser.BrowserNotFoundError, match="playwright install chromium") as told:
         browser.executable(NoBrowser())
     assert (named or "") in str(told.value)
+
+
+def test_the_words_of_a_page_are_kept_with_their_places():
+    page = """<nav id="side">menu</nav><article class="bd-article"><h1 id="top">A &lt; B
+      <a class="headerlink" href="#top">#</a></h1><p>one<br>two <em>three</em></p>
+      <script>let hidden = "</p>";</script><ul><li id="x&quot;">four<li>five</ul></article>six"""
+    found = excerpts.words(page)
+    tree = xml.etree.ElementTree.fromstring(found)
+    assert " ".join("".join(tree.itertext()).split()) == "A < B onetwo three fourfive"
+    assert [element.get("id") for element in tree.iter("div")] == ["top", 'x"']
+    assert "".join(tree.find("div").itertext()).strip() == "A < B"
 
 
 # The book in print
