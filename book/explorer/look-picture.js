@@ -14,6 +14,7 @@ globalThis.cbam = cbam;
   const CANVAS_PIXELS = 16 * MEGA; // what every browser gives a canvas,
   const CANVAS_SIDE = 8192; // and how wide
   const LOBES = 3;
+  const ONE = 2 ** 22; // weights are whole numbers of this, as in Pillow: halves are rounded alike
 
   function lanczos(x) {
     if (x === 0) return 1;
@@ -34,11 +35,12 @@ globalThis.cbam = cbam;
         lanczos((first + j - centre + 0.5) / wide),
       );
       const sum = raw.reduce((total, weight) => total + weight, 0);
-      return { first, weights: Float64Array.from(raw, (weight) => weight / sum) };
+      const whole = (weight) => Math.round((weight / sum) * ONE);
+      return { first, weights: Float64Array.from(raw, whole) };
     });
   }
 
-  const rounded = (value) => Math.floor(value + 0.5); // the array's own way is to even numbers
+  const rounded = (sum) => Math.floor(sum / ONE + 0.5); // the array's own way is to even numbers
 
   /**
    * A square of a picture as a small one, by the filter that cbam_edu.data.read_image has:
