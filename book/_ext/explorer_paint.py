@@ -179,10 +179,10 @@ def noise() -> Features:
 EXAMPLES: dict[str, tuple[str, Features]] = {
     "objects": ("Two objects", objects()),
     "spot": ("One loud spot", spot()),
-    "texture": ("A weak texture everywhere", texture()),
-    "both": ("The spot and the texture", spot() + texture()),
-    "corners": ("The same blob in four corners", corners()),
-    "noise": ("Noise, half of it negative", noise()),
+    "texture": ("A weak texture", texture()),
+    "both": ("Spot and texture", spot() + texture()),
+    "corners": ("Four alike, in corners", corners()),
+    "noise": ("Noise, half negative", noise()),
     "blank": ("Nothing", silence()),
 }
 

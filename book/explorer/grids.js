@@ -40,7 +40,8 @@ globalThis.cbam = cbam;
     return [1, 3, 5].map((start) => parseInt(brush.fillStyle.slice(start, start + 2), 16));
   }
 
-  const mix = (from, to, share) => from.map((start, i) => Math.round(start + (to[i] - start) * share));
+  const mix = (from, to, share) =>
+    from.map((start, i) => Math.round(start + (to[i] - start) * share));
 
   /** Black or white, whichever is read better on a colour (WCAG's relative luminance). */
   function textOn(colour) {
@@ -160,13 +161,18 @@ globalThis.cbam = cbam;
 
     /** Draw a frame around cells; `kind` is near, far or onward. */
     ring(kind, row, column, height = 1, width = 1) {
-      const ring = cbam.element("div", { class: `paint-ring paint-${kind}`, "aria-hidden": "true" });
+      const ring = this.makeRing(kind);
       ring.style.left = `${(100 * column) / this.columns}%`;
       ring.style.top = `${(100 * row) / this.rows}%`;
       ring.style.width = `${(100 * width) / this.columns}%`;
       ring.style.height = `${(100 * height) / this.rows}%`;
       this.frame.append(ring);
+    }
+
+    makeRing(kind) {
+      const ring = cbam.element("div", { class: `paint-ring paint-${kind}` });
       this.rings.push(ring);
+      return ring;
     }
 
     clearRings() {
@@ -228,9 +234,7 @@ globalThis.cbam = cbam;
 
     /** Draw a frame around one of them: they do not touch, so the cell itself wears it. */
     ring(kind, row, column) {
-      const ring = cbam.element("div", { class: `paint-ring paint-${kind}`, "aria-hidden": "true" });
-      this.cells[column].append(ring);
-      this.rings.push(ring);
+      this.cells[column].append(this.makeRing(kind));
     }
 
     /** Write the numbers of a tensor. */

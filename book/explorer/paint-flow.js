@@ -1,4 +1,4 @@
-/** The steps of the painting page, from F to F″: what is drawn of each, in the order of the gates. */
+/** The steps of the painting page, from F to F″, in the order of the gates: what each shows. */
 "use strict";
 
 var cbam = globalThis.cbam || {};
@@ -23,6 +23,7 @@ globalThis.cbam = cbam;
     maxS: "maximum over the channels",
     avgS: "mean over the channels",
     kernel: "kernel",
+    products: "product",
     conv: "convolution",
     logitsS: "logit",
     mapS: "spatial map M s",
@@ -34,8 +35,8 @@ globalThis.cbam = cbam;
   /** The words for a number that stand in for the sight of it. */
   function sayer(name, scene) {
     return (index, value) => {
-      const where = name === "kernel" ? "" : `, ${cbam.whereInWords(name, index, scene())}`;
-      return `${NAMES[name]}${where}: ${cbam.number(value)}`;
+      const where = cbam.whereInWords(name, index, scene());
+      return `${NAMES[name]}${where && `, ${where}`}: ${cbam.number(value)}`;
     };
   }
 
@@ -259,23 +260,46 @@ globalThis.cbam = cbam;
           ),
         ),
       );
-      if (order !== "parallel") {
-        gate.append(
-          this.step(
-            "A sigmoid",
-            maps,
-            `(1, ${height}, ${width})`,
-            el(
-              "div",
-              { class: "paint-sheets paint-one" },
-              this.sheet("mapS", {
-                ...{ kind: "map", title: "Spatial map", caption: v("M", "s"), digits: 2 },
-              }),
-            ),
-          ),
-        );
+      if (order === "parallel") gate.lastChild.append(this.lens(strongest));
+      else {
+        const look = { kind: "map", title: "Spatial map", caption: v("M", "s"), digits: 2 };
+        const both = el("div", { class: "paint-one" }, this.sheet("mapS", look));
+        both.append(this.lens(strongest));
+        gate.append(this.step("A sigmoid", maps, `(1, ${height}, ${width})`, both));
       }
       return gate;
+    }
+
+    /** What the kernel covers around one place, weight by weight. */
+    lens(strongest) {
+      const k = this.scene().layer.kernel;
+      const size = { rows: k, columns: k, kind: "evidence", limit: strongest };
+      const title = el("h5", {});
+      const part = (offset, title, d) => {
+        const caption = `${f(k)} · ${v("F", d)}: <span></span>`;
+        return this.sheet("products", { ...size, offset, title, caption });
+      };
+      const sheets = [
+        part(0, "Products with the maxima", "max"),
+        part(k * k, "Products with the means", "avg"),
+      ];
+      this.wires.push((tensors, scene) => {
+        const where = cbam.whereInWords("mapS", cbam.lensOf(scene), scene);
+        title.textContent = `Under the lens: ${where}`;
+        const sums = cbam.sumsOf(tensors.products);
+        sheets.forEach((sheet, i) => {
+          sheet.querySelector("figcaption > span").textContent = `sum ${cbam.number(sums[i])}`;
+        });
+      });
+      return el("div", { class: "paint-lens" }, title, ...sheets);
+    }
+
+    /** Draw again what is under the lens, and nothing else. */
+    showLens(palette) {
+      const scene = this.scene();
+      const tensors = cbam.tensors(scene);
+      for (const panel of this.panelsOf("products")) panel.show(tensors.products, palette);
+      for (const write of this.wires) write(tensors, scene);
     }
 
     /** The features times a gate's map. */

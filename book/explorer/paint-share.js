@@ -7,10 +7,17 @@ globalThis.cbam = cbam;
 {
   const el = cbam.element;
   const KEYS = ["order", "weights", "reduction", "kernel", "openChannel", "openSpatial"];
-  const letters = (bytes) =>
-    btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
-  const bytes = (text) =>
-    Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
+
+  /** Bytes as letters that an address may hold (RFC 4648, section 5), and back. */
+  function letters(bytes) {
+    const text = btoa(String.fromCharCode(...bytes));
+    return text.replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+  }
+
+  function bytes(letters) {
+    const text = atob(letters.replaceAll("-", "+").replaceAll("_", "/"));
+    return Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  }
 
   /** What stands behind the # of an address: the painting in hundredths, and the settings. */
   cbam.toHash = function (features, settings) {
@@ -56,7 +63,8 @@ globalThis.cbam = cbam;
   cbam.toPyTorch = function (features, shape, layer, settings) {
     const { order, reduction, kernel, openChannel, openSpatial } = settings;
     const gates = order === "parallel" ? ["channel", "spatial"] : order.split("-");
-    const on = gates.filter((gate) => !{ channel: openChannel, spatial: openSpatial, only: true }[gate]);
+    const off = { channel: openChannel, spatial: openSpatial, only: true };
+    const on = gates.filter((gate) => !off[gate]);
     const start = "import torch\nfrom cbam_edu import CBAM\n\n";
     const x = tensor("x", features, [1, ...shape]);
     if (on.length === 0) return `${start}${x}print(x)  # both gates are off\n`;

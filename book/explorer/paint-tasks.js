@@ -24,8 +24,8 @@ globalThis.cbam = cbam;
         channel.votesAvg.some((vote, c) => vote >= 0.3 && channel.votesMax[c] <= -0.3),
     },
     {
-      ask: "Open the spatial gate in the upper right corner, above 0.80, and keep it below 0.30 in " +
-        "the lower left.",
+      ask: "Open the spatial gate in the upper right corner, above 0.80, and keep it below 0.30 " +
+        "in the lower left.",
       why: "The kernel looks for what stands out from its surroundings, and beyond the border " +
         `there are zeros (${chapter("04_spatial_attention", "chapter 04")}).`,
       holds: ({ spatial }, [, height, width]) =>

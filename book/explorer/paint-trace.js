@@ -34,7 +34,8 @@ globalThis.cbam = cbam;
   const THIN = new Set(["mapC", "logitsC", "mapS", "logitsS", "map"]);
 
   /** Every tensor of a scene under the name that the page has for it. */
-  cbam.tensors = function ({ features, layer, result }) {
+  cbam.tensors = function (scene) {
+    const { features, layer, result } = scene;
     const { channel = {}, spatial = {} } = result;
     return {
       F: features,
@@ -55,6 +56,7 @@ globalThis.cbam = cbam;
       mapS: spatial.map,
       map: result.map,
       output: result.output,
+      products: result.spatial && scene.shape && products(cbam.lensOf(scene), scene),
     };
   };
 
@@ -89,9 +91,9 @@ globalThis.cbam = cbam;
 
   const plus = (a, b) => (b < 0 ? `${show(a)} − ${show(-b)}` : `${show(a)} + ${show(b)}`);
 
-  const withBias = (text, bias) => (bias ? plusText(text, bias) : text);
-
   const plusText = (text, b) => (b < 0 ? `${text} − ${show(-b)}` : `${text} + ${show(b)}`);
+
+  const withBias = (text, bias) => (bias ? plusText(text, bias) : text);
 
   /** What one hidden unit, or one vote, is made of. */
   function neuron(inputs, weight, bias, unit) {
@@ -109,7 +111,7 @@ globalThis.cbam = cbam;
 
   const every = (name, count) => Array.from({ length: count }, (_, index) => ({ name, index }));
 
-  /** The part of a plane that the kernel covers around a place, and of the kernel that covers it. */
+  /** The part of a plane that the kernel covers around a place, and where that is in the kernel. */
   function covered(index, { shape, layer }) {
     const [, height, width] = shape;
     const half = (layer.kernel - 1) / 2;
@@ -122,27 +124,41 @@ globalThis.cbam = cbam;
     return { top, left, dy: top - row + half, dx: left - column + half, ...size };
   }
 
-  /** The sums over the two planes that make one number of the convolution, and the largest term. */
-  function products(index, { shape, layer, result }) {
-    const { top, left, dy, dx, height, width } = covered(index, { shape, layer });
+  /** What the kernel makes of the planes around a place: weight times value, (2, k, k). */
+  function products(index, scene) {
+    const { shape, layer, result } = scene;
+    const { top, left, dy, dx, height, width } = covered(index, scene);
     const k = layer.kernel;
-    const sums = [result.spatial.max, result.spatial.avg].map((plane, p) => {
-      let sum = 0;
+    const values = new Float32Array(2 * k * k);
+    [result.spatial.max, result.spatial.avg].forEach((plane, p) => {
       for (let i = 0; i < height; i++) {
         for (let j = 0; j < width; j++) {
-          const weight = layer.conv[(p * k + i + dy) * k + j + dx];
-          sum += weight * plane[(top + i) * shape[2] + left + j];
+          const weight = (p * k + i + dy) * k + j + dx;
+          values[weight] = layer.conv[weight] * plane[(top + i) * shape[2] + left + j];
         }
       }
-      return sum;
     });
-    return { sums, inside: 2 * height * width, all: 2 * k * k };
+    return values;
   }
+
+  /** The sums over both planes of what lies under the lens, [of the maxima, of the means]. */
+  cbam.sumsOf = function (values) {
+    const half = values.length / 2;
+    const sum = (part) => part.reduce((total, value) => total + value, 0);
+    return [sum(values.subarray(0, half)), sum(values.subarray(half))];
+  };
+
+  /** The place under the lens: the one that was asked for, or the one with the largest logit. */
+  cbam.lensOf = function ({ lens, result }) {
+    if (!result.spatial || lens != null) return lens;
+    const { logits } = result.spatial;
+    return logits.indexOf(Math.max(...logits));
+  };
 
   const at = (row, column) => `row ${row}, column ${column}`;
 
-  // For each tensor: `lead` in words, `formula` behind the symbol, `note`, `marks` (the inputs), and
-  // `edges` (lines of the MLP, each [layer, from, to], of the descriptor `side`).
+  // For each tensor: `lead` in words, `formula` behind the symbol, `note`, `marks` (the inputs),
+  // and `edges` (lines of the MLP, each [side, layer, from, to]).
   const EXPLAIN = {
     avgC(index, scene, tensors) {
       const [, height, width] = scene.shape;
@@ -244,11 +260,12 @@ globalThis.cbam = cbam;
     },
 
     conv(index, scene, tensors) {
-      const { sums, inside, all } = products(index, scene);
+      const sums = cbam.sumsOf(products(index, scene));
       const k = scene.layer.kernel;
       const { top, left, dy, dx, height, width } = covered(index, scene);
       const plane = { index: top * scene.shape[2] + left, height, width };
       const weights = [0, 1].map((p) => ({ index: (p * k + dy) * k + dx, height, width }));
+      const [inside, all] = [2 * height * width, 2 * k * k];
       const edge = inside < all ? `, ${inside} of them on the map, zeros around it` : "";
       return {
         lead: "The convolution",
@@ -260,6 +277,26 @@ globalThis.cbam = cbam;
           { name: "kernel", ...weights[0] },
           { name: "kernel", ...weights[1] },
         ],
+      };
+    },
+
+    products(index, scene, tensors) {
+      const { shape, layer } = scene;
+      const k = layer.kernel;
+      const { top, left, dy, dx, height, width } = covered(cbam.lensOf(scene), scene);
+      const [plane, i, j] = [Math.floor(index / (k * k)), Math.floor(index / k) % k, index % k];
+      const [row, column] = [top + i - dy, left + j - dx];
+      const inside = i >= dy && i < dy + height && j >= dx && j < dx + width;
+      const name = plane === 0 ? "maxS" : "avgS";
+      const place = row * shape[2] + column;
+      const value = inside ? tensors[name][place] : 0;
+      const marks = [{ name: "kernel", index }];
+      if (inside) marks.push({ name, index: place });
+      return {
+        lead: "A product under the lens",
+        formula: `${show(layer.conv[index])}·${show(value)} = ${show(tensors.products[index])}`,
+        note: inside ? `a weight times ${at(row, column)}` : "beyond the border there are zeros",
+        marks,
       };
     },
 
@@ -306,6 +343,7 @@ globalThis.cbam = cbam;
     Array.from({ length: channels }, (_, c) => x[c * height * width + place]);
 
   const PLURAL = { avg: "means", max: "maxima" };
+  const WHOSE = { avg: "means’", max: "maxima’s" };
 
   function hidden(side, unit, { layer }, tensors) {
     const inputs = side === "avg" ? tensors.avgC : tensors.maxC;
@@ -325,7 +363,7 @@ globalThis.cbam = cbam;
     const { sum, formula } = neuron(tensors[name], layer.w1, layer.b1, channel);
     const opinion = sum > 0.005 ? "for it" : sum < -0.005 ? "against it" : "no opinion";
     return {
-      lead: `The ${PLURAL[side]}’ vote on channel ${channel}`,
+      lead: `The ${WHOSE[side]} vote on channel ${channel}`,
       formula: `${formula} = ${show(sum)}`,
       note: opinion,
       marks: every(name, layer.hidden),
@@ -403,8 +441,6 @@ globalThis.cbam = cbam;
     return found;
   }
 
-  const TALL = new Set(["conv", "avgS", "maxS", "avgC", "maxC", "hiddenAvg", "hiddenMax"]);
-
   /**
    * Where a number is from.
    *
@@ -415,19 +451,16 @@ globalThis.cbam = cbam;
    */
   cbam.trace = function (name, index, scene) {
     const tensors = cbam.tensors(scene);
-    if (name === "F") return { ...onward(index, scene, tensors), edges: [], symbol: at0() };
-    const said = EXPLAIN[name](index, scene, tensors);
-    const deep = follow(name, index, scene, tensors);
-    return { ...said, ...deep, symbol: at0() };
-
-    function at0() {
-      return SYMBOLS[name] && !["kernel"].includes(name) ? symbolAt(name, index, scene) : "";
-    }
+    const symbol = SYMBOLS[name] ? symbolAt(name, index, scene) : "";
+    if (name === "F") return { ...onward(index, scene, tensors), edges: [], symbol };
+    const { lead, formula, note } = EXPLAIN[name](index, scene, tensors);
+    return { lead, formula, note, symbol, ...follow(name, index, scene, tensors) };
   };
 
   /** Where a number is, in words: "channel 1, row 3, column 4", "hidden unit 0". */
   cbam.whereInWords = function (name, index, scene) {
     if (name.startsWith("hidden")) return `hidden unit ${index}`;
+    if (name === "kernel" || name === "products") return "";
     const { channel, row, column } = whereabouts(name, index, scene);
     const words = channel === undefined ? [] : [`channel ${channel}`];
     if (row !== undefined) words.push(at(row, column));

@@ -18,6 +18,7 @@ globalThis.cbam = cbam;
     hover: "Point at any number or square to see where it is from; click to keep the answer.",
     touch: "Tap any number or square to see where it is from.",
   };
+  const LENS = new Set(["conv", "logitsS", "mapS"]); // a look at one of these moves the lens
   const QUIET = 600; // milliseconds after the last stroke until the page is described in words
   const MOST_UNDO = 200;
 
@@ -52,7 +53,7 @@ globalThis.cbam = cbam;
     compute() {
       const result = cbam.refine(this.features, this.shape, this.layer, this.settings);
       const { shape, features, layer } = this;
-      this.scene = { shape, features, layer, result, ...this.settings };
+      this.scene = { shape, features, layer, result, lens: this.lens, ...this.settings };
     }
 
     /** Compute and draw at once; returns how long both took, in milliseconds. */
@@ -144,12 +145,13 @@ globalThis.cbam = cbam;
       this.sheets = Array.from({ length: this.shape[0] }, (_, channel) => {
         const at = { name: "F", offset: channel * rows * columns, rows, columns };
         const title = `Paint channel ${channel}`;
-        return new cbam.Sheet({ ...at, kind: "feature", title, caption: `channel ${channel}`, say });
+        const caption = `channel ${channel}`;
+        return new cbam.Sheet({ ...at, kind: "feature", title, caption, say });
       });
       const sheets = this.sheets.map((sheet) => {
         sheet.element.classList.add("paint-canvas");
-        const line = el("p", { class: "paint-weight", html: "<span><var>M</var><sub>c</sub></span> " });
-        line.append(el("span"));
+        const symbol = el("span", { html: "<var>M</var><sub>c</sub>" });
+        const line = el("p", { class: "paint-weight" }, symbol, el("span"));
         this.weights.push(line);
         sheet.element.append(line);
         return sheet.element;
@@ -218,7 +220,9 @@ globalThis.cbam = cbam;
     select(key, label, values) {
       const id = `paint-${key}`;
       const select = el("select", { id });
-      for (const [value, text] of Object.entries(values)) select.append(el("option", { value, text }));
+      for (const [value, text] of Object.entries(values)) {
+        select.append(el("option", { value, text }));
+      }
       select.value = this.settings[key];
       select.addEventListener("change", () => this.set(key, select.value));
       return el("p", { class: "paint-field" }, el("label", { for: id, text: label }), select);
@@ -355,10 +359,11 @@ globalThis.cbam = cbam;
 
     readHash() {
       const read = cbam.fromHash(location.hash, this.features.length, this.data.layers);
-      if (!read) return;
+      if (!read) return false;
       this.shared = true;
       this.features = read.features;
       Object.assign(this.settings, read.settings);
+      return true;
     }
 
     // ---- the reader's hand ------------------------------------------------------------------
@@ -423,7 +428,7 @@ globalThis.cbam = cbam;
       const mode = new MutationObserver(() => this.recolour());
       mode.observe(document.documentElement, { attributeFilter: ["data-theme"] });
       addEventListener("hashchange", () => {
-        if (location.hash.startsWith("#paint=")) location.reload();
+        if (this.readHash()) location.reload(); // every control starts afresh
       });
     }
 
@@ -463,6 +468,11 @@ globalThis.cbam = cbam;
       this.traced = cell;
       const { panel, place } = cell;
       const index = panel.offset + place;
+      if (LENS.has(panel.name) && this.lens !== index) {
+        this.lens = index;
+        this.scene.lens = index;
+        this.flow.showLens(this.palette);
+      }
       const found = cbam.trace(panel.name, index, this.scene);
       cell.classList.add("paint-traced");
       for (const mark of found.marks) this.ring(mark);
