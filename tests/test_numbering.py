@@ -93,6 +93,13 @@ def cell(*outputs):
     return nodes.container("", *outputs, classes=["cell"])
 
 
+def bundle(image):
+    """Return a picture as a notebook's outputs hold it: beside a form of it in words."""
+    words = nodes.container("", nodes.literal_block("", "<Figure>"), mime_type="text/plain")
+    picture = nodes.container("", image, mime_type="image/png")
+    return nodes.container("", picture, words, nb_element="mime_bundle")
+
+
 def caption_of(number, words="It concludes. "):
     strong = nodes.strong("", "", nodes.Text(f"Figure {number}. {words}"))
     return nodes.paragraph("", "", nodes.Text(""), strong, nodes.Text("Details; see figure 3.2."))
@@ -104,9 +111,12 @@ def targets(document):
 
 def test_a_picture_and_its_caption_become_one_figure_with_an_anchor():
     image = nodes.image(uri="x.png", alt="A grid")
+    shown = nodes.container("", bundle(image), nb_element="cell_code_output")
     after = nodes.paragraph("", "Then, as figure 3.1 says, more.")
-    document, domain = page(cell(image), caption_of("3.1"), after)
-    (found,) = document.findall(nodes.figure)
+    document, domain = page(cell(nodes.literal_block("", "1 + 1"), shown), caption_of("3.1"), after)
+    _, code, found, _ = document[0].children
+    assert len(code) == 1, "the picture is no longer an output, nor is its textual form"
+    assert isinstance(found, nodes.figure)
     assert found["ids"] == ["figure-3-1"]
     assert found[0] is image
     assert isinstance(found[1], nodes.caption)
@@ -117,7 +127,7 @@ def test_a_picture_and_its_caption_become_one_figure_with_an_anchor():
 
 @pytest.mark.parametrize("images", [0, 2])
 def test_a_caption_needs_one_picture(images):
-    pictures = [nodes.image(uri="x.png") for _ in range(images)]
+    pictures = [bundle(nodes.image(uri="x.png")) for _ in range(images)]
     with pytest.raises(ValueError, match=rf"'Figure 3\.1\. It .*one picture.*are {images}"):
         page(cell(*pictures), caption_of("3.1"))
 

@@ -262,13 +262,23 @@ def figure(paragraph: nodes.paragraph) -> nodes.figure:
             f"but there are {len(images)}"
         )
     (image,) = images
-    whole = nodes.figure(classes=["numbered"])
-    image.replace_self(whole)
+    _take_out(image)
     words = nodes.caption(paragraph.rawsource, "", *paragraph.children)
     words.source, words.line = paragraph.source, paragraph.line
-    whole += [image, words]
-    paragraph.parent.remove(paragraph)
+    whole = nodes.figure("", image, words, classes=["numbered"])
+    paragraph.replace_self(whole)
     return whole
+
+
+def _take_out(image: nodes.image) -> None:
+    """Take a picture out of its cell, with the other forms of it, and what is empty then."""
+    node: nodes.Element = image
+    while node.parent.get("mime_type") or node.parent.get("nb_element") == "mime_bundle":
+        node = node.parent
+    outputs = node.parent
+    outputs.remove(node)
+    if not outputs.children:
+        outputs.parent.remove(outputs)
 
 
 class Mentions(SphinxTransform):
