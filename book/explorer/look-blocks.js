@@ -28,7 +28,8 @@ globalThis.cbam = cbam;
     map.reduce((most, value, i) => Math.max(most, Math.abs(value - before[i])), 0);
 
   /** The stage of a block and its shape, in words. */
-  const shapeText = ([channels, height, width]) => `${channels} channels, ${height} × ${width} places`;
+  const shapeText = ([channels, height, width]) =>
+    `${channels} channels, ${height} × ${width} places`;
 
   /** A block in small: its two maps with their switches. */
   function card(app, i, tip) {
@@ -60,7 +61,8 @@ globalThis.cbam = cbam;
       const [, height, width] = app.network.blocks[i].shape;
       const [row, column] = [Math.floor(down * height), Math.floor(across * width)];
       const at = kind === "spatial" ? row * width + column : Math.floor(across * map.length);
-      const where = kind === "spatial" ? `row ${row + 1}, column ${column + 1}` : `channel ${at + 1}`;
+      const place = `row ${row + 1}, column ${column + 1}`;
+      const where = kind === "spatial" ? place : `channel ${at + 1}`;
       const was = map[at] === before[at] ? "" : ` (was ${cbam.number(before[at])})`;
       return `${where}: ${cbam.number(map[at])}${was}`;
     }
@@ -76,7 +78,12 @@ globalThis.cbam = cbam;
       cbam.element("label", { class: "look-switch" }, switches[kind], symbol(kind), ranges[kind]);
     const element = cbam.element(
       "div",
-      { class: "look-card", role: "group", "aria-label": name, on: { pointerdown: () => app.pick(i) } },
+      {
+        class: "look-card",
+        role: "group",
+        "aria-label": name,
+        on: { pointerdown: () => app.pick(i) },
+      },
       title,
       maps.spatial,
       maps.channel,
@@ -161,6 +168,7 @@ globalThis.cbam = cbam;
     return cbam.element(
       "div",
       { class: "look-toolbar" },
+      cbam.element("h2", { class: "look-title", text: "Switch gates off" }),
       cbam.element(
         "div",
         { class: "look-row", role: "group", "aria-label": "All gates" },
@@ -178,9 +186,9 @@ globalThis.cbam = cbam;
       cbam.element("p", {
         class: "look-hint",
         text:
-          "1 lets all pass, so that what follows gets louder numbers than it was trained for. The " +
-          "mean map, over 500 photographs, is as quiet as the gate was: it takes away only the " +
-          "answer to this one picture.",
+          "1 lets all pass, so that what follows gets louder numbers than it was trained for. " +
+          `The mean map, over ${app.accuracy.of} photographs, is as quiet as the gate was: it ` +
+          "takes away only the answer to this one picture.",
       }),
       census,
     );
@@ -198,6 +206,15 @@ globalThis.cbam = cbam;
     const element = cbam.element(
       "div",
       { class: "look-toolbar" },
+      cbam.element(
+        "h2",
+        { class: "look-title" },
+        "What the gates say: ",
+        symbol("spatial"),
+        " over the places, and ",
+        symbol("channel"),
+        " as a strip of channels",
+      ),
       choices(
         "look-scale",
         "Colours run",
@@ -238,7 +255,12 @@ globalThis.cbam = cbam;
     });
     const stage = cbam.element(
       "div",
-      { class: "look-canvas", tabindex: 0, role: "slider", "aria-label": "Place of the spatial map" },
+      {
+        class: "look-canvas",
+        tabindex: 0,
+        role: "slider",
+        "aria-label": "Place of the spatial map",
+      },
       picture,
       marks,
     );
@@ -376,7 +398,7 @@ globalThis.cbam = cbam;
   function detail(app) {
     const map = largeMap(app);
     const channels = bars(app);
-    const title = cbam.element("h3", { class: "look-title" });
+    const title = cbam.element("h2", { class: "look-title" });
     const placeTable = cbam.element("table", { class: "look-steps" });
     const channelTable = cbam.element("table", { class: "look-steps" });
     const element = cbam.element(

@@ -177,7 +177,10 @@ globalThis.cbam = cbam;
     );
   }
 
-  /** The photograph with what lies on it and below it: `element`, and `draw()`. */
+  /**
+   * The photograph with what lies on it: `element`, `tools`, `draw()`, and `halt()`, which stops
+   * the patch.
+   */
   cbam.lookPhoto = function (app) {
     const tool = { kind: "brush", size: 5, erase: false, anchor: null, box: null };
     let cursor = [16, 16];
@@ -208,8 +211,8 @@ globalThis.cbam = cbam;
       class: "look-hint",
       id: "look-keys",
       text:
-        "Draw on it. With keys: arrows move, space covers, shift and arrows draw; for a " +
-        "rectangle, space at two corners; delete uncovers all.",
+        "Draw on the photograph. With keys: arrows move, space covers, shift and arrows draw; " +
+        "for a rectangle, space at two corners; delete uncovers all.",
     });
 
     const set = (cover) => app.change({ cover });
@@ -236,8 +239,12 @@ globalThis.cbam = cbam;
       tool.anchor = null;
     }
 
-    function tell() {
+    function tell(here = true) {
       const [row, column] = cursor;
+      if (!here) {
+        where.textContent = "";
+        return;
+      }
       const covered = app.state.cover[row * cbam.SIDE + column] ? ", covered" : "";
       const found = app.state.patches;
       const cell = Math.floor(row / STEP) * CELLS + Math.floor(column / STEP);
@@ -268,9 +275,11 @@ globalThis.cbam = cbam;
     };
     stage.addEventListener("pointerup", release);
     stage.addEventListener("pointercancel", release);
-    stage.addEventListener("pointerleave", () => drawMarks());
-    stage.addEventListener("focus", () => drawMarks());
-    stage.addEventListener("blur", () => drawMarks());
+    const leave = () => {
+      tell(stage.matches(":focus-visible"));
+      drawMarks();
+    };
+    for (const event of ["pointerleave", "focus", "blur"]) stage.addEventListener(event, leave);
 
     function press() {
       if (tool.kind === "brush") dab(cursor, cursor);
@@ -349,8 +358,8 @@ globalThis.cbam = cbam;
       const [low, high] = cbam.rangeOf(patches.changes);
       found.textContent =
         `What a grey patch does to “${patches.named}”, from ${cbam.signed(100 * low, 1)} ` +
-        `(orange) to ${cbam.signed(100 * high, 1)} points (blue): for each cell, the mean over ` +
-        "the patches that cover it. Move over the picture for a cell's number.";
+        `(orange) to ${cbam.signed(100 * high, 1)} points (blue). Each cell shows the mean over ` +
+        "the patches that cover it; move over the photograph for its number.";
     }
 
     const element = cbam.element(
@@ -358,13 +367,17 @@ globalThis.cbam = cbam;
       { class: "look-photo", "aria-label": "The photograph" },
       stage,
       where,
+    );
+    const below = cbam.element(
+      "section",
+      { class: "look-below", "aria-label": "Cover a part of it" },
       tools(app, tool, clear),
       keys,
-      cbam.element("div", { class: "look-row" }, slide, progress),
-      found,
+      cbam.element("div", { class: "look-row" }, slide, progress, found),
     );
     return {
       element,
+      tools: below,
       halt,
       draw() {
         const { picture: shown, cover } = app.state;
@@ -372,7 +385,6 @@ globalThis.cbam = cbam;
         drawMarks();
         label();
         tellFound();
-        tell();
       },
     };
   };

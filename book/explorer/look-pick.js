@@ -190,7 +190,7 @@ globalThis.cbam = cbam;
 
     /** Let files be dropped on an element, and pasted anywhere. */
     function drop(target) {
-      const files = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+      const files = ({ dataTransfer }) => dataTransfer && [...dataTransfer.types].includes("Files");
       target.addEventListener("dragover", (event) => {
         if (!files(event)) return;
         event.preventDefault();

@@ -107,12 +107,12 @@ globalThis.cbam = cbam;
   function checkSize(name, { naturalWidth: width, naturalHeight: height }) {
     const pixels = width * height;
     if (!pixels) {
-      throw new Error(`${name} has no pixels (it may be a drawing without a size). Choose a photo.`);
+      throw new Error(`${name} has no pixels (is it a drawing without a size?). Choose a photo.`);
     }
     if (pixels > MOST_PIXELS) {
       throw new Error(
         `${name} has ${million(pixels)} million pixels, and this page takes ` +
-          `${million(MOST_PIXELS)} million. Make it smaller first: of each picture, 32 × 32 remain.`,
+          `${million(MOST_PIXELS)} million. Make it smaller first: of any picture 32 × 32 remain.`,
       );
     }
   }
@@ -147,7 +147,7 @@ globalThis.cbam = cbam;
     if (file.size > MOST_BYTES) {
       throw new Error(
         `${name} has ${million(file.size)} MB, and this page takes ${million(MOST_BYTES)} MB. ` +
-          "Make it smaller first: of each picture, 32 × 32 pixels remain.",
+          "Make it smaller first: of any picture 32 × 32 pixels remain.",
       );
     }
     const url = URL.createObjectURL(file);

@@ -51,6 +51,7 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
       "table",
       { class: "look-answer" },
       cbam.element("caption", { text: "What the network answers" }),
+      cbam.element("colgroup", {}, ...rows.slice(0, 4).map(() => cbam.element("col"))),
       cbam.element(
         "thead",
         {},
@@ -87,12 +88,12 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
     const { classes } = app.network;
     const { picture, gates, instead, cover, block } = app.state;
     const [now, before] = [cbam.named(app.run), cbam.named(app.base)];
-    const says = (run, i) => `${classes[i]}, ${cbam.percent(run.probabilities[i])}`;
-    const sentences = [`${picture.name}: the network says ${says(app.run, now)}`];
+    const share = cbam.percent(app.run.probabilities[now]);
+    const sentences = [`${picture.name}: the network says ${classes[now]}, ${share}`];
     if (picture.label !== null) sentences[0] += now === picture.label ? ", rightly" : ", wrongly";
     if (app.run !== app.base) {
-      const same = now === before ? cbam.percent(app.base.probabilities[now]) : says(app.base, before);
-      sentences[0] += ` (untouched: ${same})`;
+      const was = cbam.percent(app.base.probabilities[before]);
+      sentences[0] += ` (untouched: ${now === before ? "" : `${classes[before]}, `}${was})`;
       const off = offInWords(gates);
       const what = instead === "open" ? "1" : "the mean map";
       if (off) sentences.push(`Off, with ${what} in place: ${off}`);
@@ -295,6 +296,7 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
         "div",
         { class: "look-main" },
         photo.element,
+        photo.tools,
         cbam.element("div", { class: "look-says" }, answer.element, words),
       ),
       ...blocks.elements,

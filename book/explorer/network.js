@@ -60,7 +60,10 @@ cbam.readNetwork = function (data) {
       conv1,
       conv2: conv(`block${i}.conv2`),
       gates: gatesOf(`block${i}.gates`, channels),
-      mean: { channel: arrays[`block${i}.mean.channel`], spatial: arrays[`block${i}.mean.spatial`] },
+      mean: {
+        channel: arrays[`block${i}.mean.channel`],
+        spatial: arrays[`block${i}.mean.spatial`],
+      },
       shape: [channels, side, side],
       stride,
     });
@@ -222,12 +225,13 @@ function runBlock(x, block, { channel, spatial }) {
   const conv1 = cbam.convolve3(x, [before, height * stride, width * stride], block.conv1, stride);
   const hidden = relu(conv1);
   const conv2 = cbam.convolve3(hidden, [channels, height, width], block.conv2);
-  const what = answer(cbam.channelLogits(conv2, shape, gates), channel, mean.channel);
-  const refined = cbam.multiply(conv2, shape, what.map, null);
-  const where = answer(cbam.spatialLogits(refined, shape, gates), spatial, mean.spatial);
-  const gated = cbam.multiply(refined, shape, null, where.map);
+  const first = answer(cbam.channelLogits(conv2, shape, gates), channel, mean.channel);
+  const refined = cbam.multiply(conv2, shape, first.map, null);
+  const second = answer(cbam.spatialLogits(refined, shape, gates), spatial, mean.spatial);
+  const gated = cbam.multiply(refined, shape, null, second.map);
   const output = addShortcut(gated, x, shape, stride);
-  return { shape, conv1, relu: hidden, conv2, channel: what, refined, spatial: where, gated, output };
+  const steps = { conv1, relu: hidden, conv2, channel: first, refined, spatial: second, gated };
+  return { shape, ...steps, output };
 }
 
 /** Numbers that are positive and sum to 1, with the logits' order. */

@@ -398,7 +398,7 @@ def test_a_patch_slides_over_the_photograph_and_can_be_stopped(looked):
 
 def test_pointer_and_keys_ask_for_a_place_and_a_channel(looked):
     looked.get_by_role("button", name="Block 4, show it in detail").click()
-    expect(looked.locator(".look-title")).to_have_text("Block 4: 32 channels, 16 × 16 places")
+    expect(looked.locator(".look-detail .look-title")).to_have_text("Block 4: 32 channels, 16 × 16 places")
     wanted = in_torch(explorer_network.FIRST)
     place = looked.get_by_role("slider", name="Place of the spatial map")
     place.focus()
@@ -567,7 +567,7 @@ def test_a_finger_covers_and_switches(phone, site):
     expect(phone.locator(".look-footer")).to_contain_text("1 gate off")
     card = phone.locator(".look-card").nth(1)
     card.locator("canvas.look-spatial").tap()
-    expect(phone.locator(".look-title")).to_contain_text("Block 2")
+    expect(phone.locator(".look-detail .look-title")).to_contain_text("Block 2")
     assert phone.evaluate("document.documentElement.scrollWidth") == 375
 
 
