@@ -16,6 +16,13 @@ def named(text, chapter="", before=""):
     [
         ("as figure 3.1 shows", [("figure 3.1", "figure 3.1")]),
         ("Figure 3.12.", [("Figure 3.12", "figure 3.12")]),
+        (
+            "(figure 3.1) (equation (3.2))",
+            [
+                ("figure 3.1", "figure 3.1"),
+                ("equation (3.2)", "equation 3.2"),
+            ],
+        ),
         ("by equation (3.1)", [("equation (3.1)", "equation 3.1")]),
         (
             "equations (3.1) and (3.2)",

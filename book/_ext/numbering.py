@@ -33,7 +33,7 @@ HEADING = re.compile(r"(Exercise|Question) (\d+\.\d+)(?=:|$)")
 SECTION = re.compile(r"(\d+(?:\.\d+)?)\.? ")
 
 JOINT = r"(?:,\s+and|,\s+or|,|\s+and|\s+or|\s+to)\s+"
-PLACE, CHAPTER, PART = r"\(?\d+\.\d+\)?", r"\d\d", r"\d+(?:\.\d+)?"
+PLACE, CHAPTER, PART = r"(?:\(\d+\.\d+\)|\d+\.\d+)", r"\d\d", r"\d+(?:\.\d+)?"
 PLACES, CHAPTERS, PARTS = (  # lists such as "3.1, 3.2 and 3.4"
     rf"(?>{number}(?:{JOINT}{number})*)(?![\d.]*\d)" for number in (PLACE, CHAPTER, PART)
 )
