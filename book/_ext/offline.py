@@ -13,8 +13,6 @@ LOADER = "tex-mml-chtml.js"
 FONTS = "output/chtml/fonts/woff-v2"
 # A page opened from a folder may not read the others, from which the search takes its excerpts.
 TITLES_ALONE = "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol !== 'file:';"
-    'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
-)
 FOLDER = "mathjax"  # below the site, not below _static, whose scripts every page would load
 
 
