@@ -4,6 +4,7 @@ import re
 import struct
 import xml.etree.ElementTree
 import zlib
+from types import SimpleNamespace
 from urllib.parse import urljoin
 
 import pytest
@@ -32,6 +33,26 @@ def test_a_page_loses_the_scripts_that_it_does_not_use_and_no_other():
     <script>let searchindex = "searchindex.js";</script>"""
     kept = light.lighter(head)
     assert re.findall(r"<script.*", kept) == [line.strip() for line in head.splitlines()[-2:]]
+
+
+def trimmed(page, has_equations):
+    """Return the scripts that are left on a page of a book whose pages may have equations."""
+    files = ["a.js", "sphinx-thebe.js", "../mathjax/tex-mml-chtml.js"]
+    scripts = [SimpleNamespace(filename=file, attributes={}) for file in files]
+    scripts.append(SimpleNamespace(filename="", attributes={"body": "window.MathJax = {}"}))
+    context = {"title": page, "script_files": scripts, "css_files": []}
+    domain = SimpleNamespace(data={"has_equations": {page: has_equations}})
+    app = SimpleNamespace(
+        config=SimpleNamespace(html_title="Book", root_doc="intro"),
+        env=SimpleNamespace(get_domain=lambda name: domain),
+    )
+    light.trim_head(app, page, "page.html", context, None)
+    return [script.filename for script in context["script_files"]], context["page_title"]
+
+
+def test_mathematics_is_loaded_where_there_is_some():
+    assert trimmed("intro", False) == (["a.js"], "Book")
+    assert trimmed("gate", True) == (["a.js", "../mathjax/tex-mml-chtml.js", ""], "gate — Book")
 
 
 def test_the_icons_that_are_shown_stay():

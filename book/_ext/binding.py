@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup, Tag
 from address import ROOT, contents, site
 
 STYLE = ROOT / "book/_ext/pdf.css"
-COVER = "_images/cbam.svg"
+COVER = "_static/cbam.svg"
 SOLUTIONS = "book/solutions"
 ANSWERS = "hints-and-answers"
 ANSWERS_TITLE = "Hints and answers"
@@ -81,7 +81,7 @@ def rename(article: Tag, page: str, known: set[str], built: Path) -> None:
                 element[name] = " ".join(f"{slug(page)}--{part}" for part in named)
         if element.get("href"):
             element["href"] = place(page, str(element["href"]), known)
-        if element.get("src"):
+        if element.get("src") and not str(element["src"]).startswith("data:"):
             element["src"] = address_in(built, page, str(element["src"]))
 
 

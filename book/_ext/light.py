@@ -41,20 +41,28 @@ def lighter(head: str) -> str:
     return re.sub(rf"\s*<script[^>]* src=\"[^\"]*/?(?:{names})[?\"][^>]*></script>", "", head)
 
 
-def of_live_code(file: Any) -> bool:
-    """Return whether a script or style sheet, by its name or by what it holds, is Thebe's."""
-    return "thebe" in f"{file.filename} {file.attributes.get('body', '')}"
+def names(file: Any, word: str) -> bool:
+    """Return whether a script or style sheet, by its name or by what it holds, is of `word`."""
+    return word in f"{file.filename} {file.attributes.get('body', '')}".lower()
 
 
 def trim_head(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
 ) -> None:
-    """Give the template what it calls, and take live code, which is not here, off the page."""
+    """Give the template what it calls, and take off the page what it has no use for.
+
+    That is live code, which is not here, and the script for mathematics where there is none:
+    Sphinx loads that on the landing page for the sake of the pages below it.
+    """
     context["lighter"] = lighter
     book, own = app.config.html_title, context.get("title", "")
     context["page_title"] = book if page == app.config.root_doc else f"{own} — {book}"
+    has_equations = app.env.get_domain("math").data["has_equations"].get(page, False)
+    needless = ("thebe",) if has_equations else ("thebe", "mathjax")
     for kind in ("script_files", "css_files"):
-        context[kind] = [file for file in context[kind] if not of_live_code(file)]
+        context[kind] = [
+            file for file in context[kind] if not any(names(file, word) for word in needless)
+        ]
 
 
 def icons_shown(site: Path) -> set[str]:

@@ -215,7 +215,8 @@ class Anchors(SphinxTransform):
         domain.note(_chapter(chapter), page, "")
         for node, place in [*self._headings(chapter), *self._equations(), *self._figures()]:
             name = anchor(place)
-            node["ids"].append(name)
+            if name not in node["ids"]:  # as a heading may have it already
+                node["ids"].append(name)
             self.document.ids[name] = node
             domain.note(place, page, name)
 
