@@ -12,7 +12,7 @@ globalThis.cbam = cbam;
 
 {
   const STEPS = 64; // shades from 0 to the strongest
-  const PIXELS = 16; // of a canvas, for a cell's side
+  const PIXELS = 128; // a side of a sheet of 8 x 8; one of fewer cells has larger ones
   const KINDS = { feature: "--paint-feature", evidence: "--paint-good", map: "--paint-map" };
 
   /** A number with two digits behind the point, and a minus sign that is one. */
@@ -84,7 +84,8 @@ globalThis.cbam = cbam;
    *
    * `name` the tensor's; `offset` the number of the first cell in it; `rows` and `columns`;
    * `kind` and `limit` of its colours; `title` in words, for those who cannot see it; `say`, a
-   * function of a number in the tensor and its value that says both in words.
+   * function of a number in the tensor and its value that says both in words; `numbered`, true for
+   * a sheet with its numbers written in.
    */
   class Panel {
     constructor(options) {
@@ -159,6 +160,19 @@ globalThis.cbam = cbam;
       for (let place = 0; place < this.size; place++) this.label(place);
     }
 
+    /** Write a number into its cell; what stays as it is costs the browser nothing. */
+    write(place, value, palette) {
+      const cell = this.cells[place];
+      const text = cbam.number(value);
+      const shade = palette.shade(this.kind, value, this.limit);
+      if (!cell.firstChild) cell.append(text); // a frame may come to stand beside it
+      else if (cell.firstChild.data !== text) cell.firstChild.data = text;
+      if (cell.shade === shade) return;
+      cell.shade = shade;
+      cell.style.color = shade.text;
+      cell.style.backgroundColor = shade.fill;
+    }
+
     /** Draw a frame around cells; `kind` is near, far or onward. */
     ring(kind, row, column, height = 1, width = 1) {
       const ring = this.makeRing(kind);
@@ -185,7 +199,8 @@ globalThis.cbam = cbam;
   cbam.Sheet = class extends Panel {
     constructor(options) {
       super(options);
-      const size = { width: this.columns * PIXELS, height: this.rows * PIXELS };
+      this.side = Math.round(PIXELS / Math.max(this.columns, this.rows)); // of a cell
+      const size = { width: this.columns * this.side, height: this.rows * this.side };
       this.canvas = cbam.element("canvas", { ...size, "aria-hidden": "true" });
       this.brush = this.canvas.getContext("2d");
       this.frame = cbam.element("div", { class: "paint-frame" }, this.canvas, this.grid);
@@ -195,32 +210,25 @@ globalThis.cbam = cbam;
 
     /** Draw the panel's part of a tensor. */
     show(tensor, palette) {
-      const { brush, columns, size, offset } = this;
+      const { brush, columns, size, offset, side } = this;
       for (let place = 0; place < size; place++) {
         const value = tensor[offset + place];
-        const x = (place % columns) * PIXELS;
-        const y = Math.floor(place / columns) * PIXELS;
+        const x = (place % columns) * side;
+        const y = Math.floor(place / columns) * side;
         this.values[place] = value;
         brush.fillStyle = palette.shade(this.kind, value, this.limit).fill;
-        brush.fillRect(x, y, PIXELS, PIXELS);
+        brush.fillRect(x, y, side, side);
         if (value < -0.005 * this.limit) this.markBelow(x, y, palette, value);
-        if (this.digits) this.write(place, value, palette);
+        if (this.numbered) this.write(place, value, palette);
       }
     }
 
     markBelow(x, y, palette, value) {
-      if (this.digits) return; // the number says so
+      if (this.numbered) return; // the number says so
       this.brush.globalAlpha = 0.5;
       this.brush.fillStyle = palette.shade(this.kind, value, this.limit).text;
-      this.brush.fillRect(x + PIXELS / 2 - 2, y + PIXELS / 2, 5, 1);
+      this.brush.fillRect(x + Math.floor(this.side / 2) - 2, y + Math.floor(this.side / 2), 5, 1);
       this.brush.globalAlpha = 1;
-    }
-
-    write(place, value, palette) {
-      const shade = palette.shade(this.kind, value, this.limit);
-      this.cells[place].textContent = cbam.number(value, this.digits);
-      this.cells[place].style.color = shade.text;
-      this.cells[place].style.backgroundColor = shade.fill;
     }
   };
 
@@ -229,7 +237,6 @@ globalThis.cbam = cbam;
     constructor(options) {
       super(options);
       this.element = cbam.element("div", { class: "paint-numbers" }, this.grid);
-      for (const cell of this.cells) cell.append(""); // its text stands beside a ring
     }
 
     /** Draw a frame around one of them: they do not touch, so the cell itself wears it. */
@@ -239,14 +246,10 @@ globalThis.cbam = cbam;
 
     /** Write the numbers of a tensor. */
     show(tensor, palette) {
-      this.cells.forEach((cell, place) => {
-        const value = tensor[this.offset + place];
-        const shade = palette.shade(this.kind, value, this.limit);
-        this.values[place] = value;
-        cell.firstChild.data = cbam.number(value);
-        cell.style.backgroundColor = shade.fill;
-        cell.style.color = shade.text;
-      });
+      for (let place = 0; place < this.size; place++) {
+        this.values[place] = tensor[this.offset + place];
+        this.write(place, this.values[place], palette);
+      }
     }
   };
 }

@@ -262,7 +262,7 @@ globalThis.cbam = cbam;
       );
       if (order === "parallel") gate.lastChild.append(this.lens(strongest));
       else {
-        const look = { kind: "map", title: "Spatial map", caption: v("M", "s"), digits: 2 };
+        const look = { kind: "map", title: "Spatial map", caption: v("M", "s"), numbered: true };
         const both = el("div", { class: "paint-one" }, this.sheet("mapS", look));
         both.append(this.lens(strongest));
         gate.append(this.step("A sigmoid", maps, `(1, ${height}, ${width})`, both));
@@ -285,7 +285,7 @@ globalThis.cbam = cbam;
       ];
       this.wires.push((tensors, scene) => {
         const where = cbam.whereInWords("mapS", cbam.lensOf(scene), scene);
-        title.textContent = `Under the lens: ${where}`;
+        title.textContent = `Lens: ${where}`;
         const sums = cbam.sumsOf(tensors.products);
         sheets.forEach((sheet, i) => {
           sheet.querySelector("figcaption > span").textContent = `sum ${cbam.number(sums[i])}`;

@@ -290,12 +290,13 @@ globalThis.cbam = cbam;
       const name = plane === 0 ? "maxS" : "avgS";
       const place = row * shape[2] + column;
       const value = inside ? tensors[name][place] : 0;
+      const weighed = `a weight times the ${plane === 0 ? "maximum" : "mean"}`;
       const marks = [{ name: "kernel", index }];
       if (inside) marks.push({ name, index: place });
       return {
         lead: "A product under the lens",
         formula: `${show(layer.conv[index])}·${show(value)} = ${show(tensors.products[index])}`,
-        note: inside ? `a weight times ${at(row, column)}` : "beyond the border there are zeros",
+        note: inside ? `${weighed} at ${at(row, column)}` : "beyond the border there are zeros",
         marks,
       };
     },

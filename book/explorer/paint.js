@@ -19,8 +19,11 @@ globalThis.cbam = cbam;
     touch: "Tap any number or square to see where it is from.",
   };
   const LENS = new Set(["conv", "logitsS", "mapS"]); // a look at one of these moves the lens
+  const HINT =
+    "With keys: arrows walk, space paints, delete erases, + and − change the strength.";
   const QUIET = 600; // milliseconds after the last stroke until the page is described in words
   const MOST_UNDO = 200;
+  const STRIDE = 5; // pixels: less than a cell is wide
 
   class Painter {
     constructor(root, data) {
@@ -199,6 +202,7 @@ globalThis.cbam = cbam;
         el("p", { class: "paint-field" },
           el("label", { for: "paint-strength", text: "Strength" }), slider, this.strength),
         el("div", { class: "paint-buttons" }, ...Object.values(this.buttons)),
+        el("p", { class: "paint-hint", text: HINT }),
       );
     }
 
@@ -381,14 +385,14 @@ globalThis.cbam = cbam;
         this.letGo();
         this.remember();
         this.stroke = event.pointerId;
+        this.last = [event.clientX, event.clientY];
         this.paint(cell.panel, cell.place);
         cell.focus({ preventScroll: true });
       });
       addEventListener("pointermove", (event) => {
         if (this.stroke !== event.pointerId) return;
-        for (const one of event.getCoalescedEvents?.() || [event]) {
-          const under = document.elementFromPoint(one.clientX, one.clientY);
-          const cell = under?.closest(".paint-cell");
+        for (const [x, y] of this.way(event.clientX, event.clientY)) {
+          const cell = document.elementFromPoint(x, y)?.closest(".paint-cell");
           if (paints(cell)) this.paint(cell.panel, cell.place);
         }
       });
@@ -424,7 +428,7 @@ globalThis.cbam = cbam;
       desk.addEventListener("focusout", (event) => {
         if (cellAt(event) === this.traced && !this.kept && !event.relatedTarget) this.letGo();
       });
-      desk.addEventListener("keydown", (event) => this.key_(event, cellAt(event), paints));
+      desk.addEventListener("keydown", (event) => this.onKey(event, cellAt(event), paints));
       const mode = new MutationObserver(() => this.recolour());
       mode.observe(document.documentElement, { attributeFilter: ["data-theme"] });
       addEventListener("hashchange", () => {
@@ -432,7 +436,18 @@ globalThis.cbam = cbam;
       });
     }
 
-    key_(event, cell, paints) {
+    /** Points from where the stroke was to where it is, so that a quick hand leaves no gaps. */
+    way(x, y) {
+      const [startX, startY] = this.last;
+      const steps = Math.max(1, Math.ceil(Math.hypot(x - startX, y - startY) / STRIDE));
+      this.last = [x, y];
+      return Array.from({ length: steps }, (_, i) => {
+        const share = (i + 1) / steps;
+        return [startX + share * (x - startX), startY + share * (y - startY)];
+      });
+    }
+
+    onKey(event, cell, paints) {
       if (event.key === "Escape") return this.letGo();
       const chord = event.ctrlKey || event.metaKey;
       if (chord && event.key.toLowerCase() === "z") {
@@ -519,35 +534,46 @@ globalThis.cbam = cbam;
   class Dock {
     constructor([channels, rows, columns]) {
       const none = () => "";
-      const maps = { say: none, kind: "map", title: "", caption: "" };
-      this.weights = Array.from({ length: channels }, () => el("span"));
-      this.small = new cbam.Sheet({ ...maps, name: "dock", rows, columns });
-      const canvas = this.small.canvas;
-      canvas.className = "paint-dock-map";
-      this.answer = el(
-        "div",
-        { class: "paint-answer", "aria-hidden": "true" },
-        el("span", { class: "paint-dock-name", html: "<var>M</var><sub>c</sub>" }),
-        el("span", { class: "paint-dock-weights" }, ...this.weights),
-        el("span", { class: "paint-dock-name", html: "<var>M</var><sub>s</sub>" }),
-        canvas,
-      );
+      const maps = { say: none, kind: "map", title: "", caption: "", rows, columns };
+      const each = { length: channels };
+      this.weights = Array.from(each, () => el("span"));
+      this.small = Array.from(each, (_, c) => {
+        return new cbam.Sheet({ ...maps, name: "dock", offset: c * rows * columns });
+      });
+      for (const { canvas } of this.small) canvas.className = "paint-dock-map";
+      const name = (html) => el("span", { html });
+      this.names = [
+        name("<var>M</var><sub>c</sub>"),
+        name("<var>M</var><sub>s</sub>"),
+        name("<var>M</var>"),
+      ];
+      this.chips = el("span", { class: "paint-dock-weights" }, ...this.weights);
+      const canvases = this.small.map(({ canvas }) => canvas);
+      const [what, ...where] = this.names;
+      const line = [what, this.chips, ...where, ...canvases];
+      this.answer = el("div", { class: "paint-answer", "aria-hidden": "true" }, ...line);
       this.text = el("p", { class: "paint-said" });
       this.element = el("div", { class: "paint-dock" }, this.answer, this.text);
       this.rest(matchMedia("(hover: none)").matches);
     }
 
     show({ result }, palette) {
-      const map = result.channel?.map;
+      const [what, where, both] = [result.channel?.map, result.spatial?.map, result.map];
+      [what, where, both].forEach((map, i) => {
+        this.names[i].hidden = !map;
+      });
+      this.chips.hidden = !what;
       this.weights.forEach((chip, c) => {
-        const shade = map ? palette.shade("map", map[c], 1) : { fill: palette.zero, text: "" };
-        chip.textContent = map ? cbam.number(map[c]) : "";
+        if (!what) return;
+        const shade = palette.shade("map", what[c], 1);
+        chip.textContent = cbam.number(what[c]);
         chip.style.backgroundColor = shade.fill;
         chip.style.color = shade.text;
       });
-      const places = result.spatial?.map;
-      this.small.canvas.style.visibility = places ? "visible" : "hidden";
-      if (places) this.small.show(places, palette);
+      this.small.forEach((sheet, c) => {
+        sheet.canvas.hidden = !(both || (where && c === 0));
+        if (!sheet.canvas.hidden) sheet.show(both || where, palette);
+      });
     }
 
     say({ lead, formula, note, symbol }, where) {
