@@ -105,6 +105,8 @@ def test_a_chapter_is_run_in_colab_from_a_copy_or_at_home():
     assert home["reftarget"] == "/book/how_to_read"
     (install,) = section.findall(nodes.literal)
     assert chapter_top.REQUIREMENT in install.astext()
+    *_, item = section.findall(nodes.definition_list_item)
+    assert [node["classes"] for node in item] == [["chapter-run"]] * 2  # the bound book drops them
     assert chapter_top.REQUIREMENT in runner.SETUP
 
 

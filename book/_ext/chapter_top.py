@@ -69,7 +69,10 @@ class ChapterTop(SphinxTransform):
         section.replace(opening, panel)
         section.remove(after)
         opening["classes"].append("chapter-can")
-        panel += [opening, after, definitions([*facts, ("Run it here", self._run(page))])]
+        known = definitions([*facts, ("Run it here", self._run(page))])
+        for node in known[-1].children:
+            node["classes"].append("chapter-run")  # paper does without it
+        panel += [opening, after, known]
         section.insert(1, nodes.paragraph("", place(page), classes=["chapter-place"]))
 
     def _run(self, page: str) -> list[nodes.Node]:
