@@ -63,8 +63,9 @@ globalThis.cbam = cbam;
     canvas.height = height;
     const image = new ImageData(width, height);
     for (let i = 0; i < width * height; i++) {
-      const [red, green, blue] = colourAt(i);
-      image.data.set([red, green, blue, 255], 4 * i);
+      const colour = colourAt(i);
+      for (let part = 0; part < 3; part++) image.data[4 * i + part] = colour[part];
+      image.data[4 * i + 3] = 255;
     }
     canvas.getContext("2d").putImageData(image, 0, 0);
   }

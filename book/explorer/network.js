@@ -14,7 +14,10 @@ cbam.ANSWERS = ["learnt", "open", "mean"]; // what a gate may say: its map, 1, i
 
 /** The bytes that a line of base64 stands for. */
 function bytesOf(text) {
-  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
+  return bytes;
 }
 
 /** The arrays of `data` by name: [[name, shape], ...] says how they follow one another. */
