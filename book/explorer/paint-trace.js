@@ -404,7 +404,7 @@ globalThis.cbam = cbam;
     const says = [];
     if (scene.result.channel && cbam.inputOf("channel", scene) === "F") {
       marks.push({ name: "avgC", index: channel });
-      says.push(`a ${places}th of its channel’s mean`);
+      says.push(`one of ${places} in its channel’s mean`);
       if (scene.result.channel.argmax[channel] === place) {
         marks.push({ name: "maxC", index: channel });
         says.push("its channel’s maximum");
@@ -412,7 +412,7 @@ globalThis.cbam = cbam;
     }
     if (scene.result.spatial && cbam.inputOf("spatial", scene) === "F") {
       marks.push({ name: "avgS", index: place });
-      says.push(`a ${scene.shape[0]}th of its place’s mean`);
+      says.push(`one of ${scene.shape[0]} in its place’s mean`);
       if (scene.result.spatial.argmax[place] === channel) {
         marks.push({ name: "maxS", index: place });
         says.push("its place’s maximum");
@@ -468,23 +468,30 @@ globalThis.cbam = cbam;
     return words.join(", ");
   };
 
-  /** What both gates answer, in a sentence or two. */
+  const extremes = (values) => [Math.max(...values), Math.min(...values)];
+
+  /** What the gates answer, in a sentence or two. */
   cbam.inWords = function (scene) {
-    const { channel, spatial } = scene.result;
+    const { channel, spatial, map } = scene.result;
     const said = [];
     if (channel?.map) {
-      const weights = Array.from(channel.map, (m, c) => `channel ${c} ${cbam.number(m)}`);
+      const weights = Array.from(channel.map, (m, c) => `channel ${c} ${show(m)}`);
       said.push(`Channel gate: ${weights.join(", ")}.`);
     }
     if (spatial?.map) {
-      const map = Array.from(spatial.map);
-      const [high, low] = [Math.max(...map), Math.min(...map)];
-      const where = (value) => cbam.whereInWords("mapS", map.indexOf(value), scene);
-      said.push(
-        `Spatial gate: most open at ${where(high)}, ${cbam.number(high)}; ` +
-          `least at ${where(low)}, ${cbam.number(low)}.`,
-      );
+      const [high, low] = extremes(spatial.map);
+      const where = (value) => cbam.whereInWords("mapS", spatial.map.indexOf(value), scene);
+      const open = `most open at ${where(high)}, ${show(high)}`;
+      said.push(`Spatial gate: ${open}; least at ${where(low)}, ${show(low)}.`);
     }
-    return said.join(" ") || "One map for channels and places.";
+    if (map) {
+      const [channels, height, width] = scene.shape;
+      const ranges = Array.from({ length: channels }, (_, c) => {
+        const [high, low] = extremes(map.subarray(c * height * width, (c + 1) * height * width));
+        return `channel ${c} ${show(low)} to ${show(high)}`;
+      });
+      said.push(`Both gates as one: ${ranges.join(", ")}.`);
+    }
+    return said.join(" ");
   };
 }

@@ -102,7 +102,7 @@ globalThis.cbam = cbam;
     describe() {
       for (const panel of this.panels()) panel.labelAll();
       const words = cbam.inWords(this.scene);
-      if (this.touched && this.summary.textContent !== words) this.summary.textContent = words;
+      if (this.summary.textContent !== words) this.summary.textContent = words;
     }
 
     // ---- what is on the page ----------------------------------------------------------------
@@ -110,7 +110,8 @@ globalThis.cbam = cbam;
     lay() {
       this.dock = new Dock(this.shape);
       this.tasks = new cbam.Tasks();
-      this.summary = el("p", { class: "paint-unseen", "aria-live": "polite", role: "status" });
+      const summary = { class: "paint-unseen", role: "status", text: cbam.inWords(this.scene) };
+      this.summary = el("p", summary);
       this.spoken = el("p", { class: "paint-unseen", "aria-live": "polite" });
       this.flow = new cbam.Flow(() => this.scene, this.gateTools());
       const bench = el("div", { class: "paint-bench" }, this.paintingTools(), this.shareTools());
@@ -307,14 +308,12 @@ globalThis.cbam = cbam;
     remember() {
       this.past.push(this.features.slice());
       if (this.past.length > MOST_UNDO) this.past.shift();
-      this.touched = true;
     }
 
     undo() {
       if (!this.past.length) return;
       this.features = this.past.pop();
       this.chosen.value = "";
-      this.touched = true;
       this.update();
     }
 
@@ -356,7 +355,6 @@ globalThis.cbam = cbam;
 
     set(key, value) {
       this.settings[key] = value;
-      this.touched = true;
       this.compute();
       this.rebuild();
     }

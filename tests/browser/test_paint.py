@@ -338,11 +338,36 @@ def test_the_keys_reach_and_hear_a_trace(paint):
 
 def test_the_gates_are_summed_up_in_words_once_the_hand_rests(paint):
     summary = paint.locator(".paint-unseen[role=status]")
-    assert summary.text_content() == ""  # silent until something is done
+    assert "channel 1 0.62" in summary.text_content()
     start_from(paint, "spot")
-    paint.wait_for_function("document.querySelector('.paint-unseen[role=status]').textContent")
-    assert "channel 0 0.95" in summary.text_content()
+    paint.wait_for_function(
+        "/channel 0 0.95/.test(document.querySelector('.paint-unseen[role=status]').textContent)"
+    )
     assert "most open at row" in summary.text_content()
+    paint.select_option("#paint-order", "parallel")
+    paint.wait_for_function(
+        "/as one: channel 0/.test(document.querySelector('.paint-unseen[role=status]').textContent)"
+    )
+
+
+def test_the_lens_holds_what_the_convolution_adds_up(paint):
+    start_from(paint, "noise")
+    paint.locator('[aria-label="Spatial map"] .paint-cell').nth(9).hover()
+    assert paint.locator(".paint-lens h5").inner_text() == "Lens: row 1, column 1"
+    products, conv = paint.evaluate(
+        """() => {
+          const { products, conv } = cbam.tensors(cbam.painter.scene);
+          return [[...products], conv[9]];
+        }"""
+    )
+    assert sum(products) == pytest.approx(conv, abs=1e-5)
+    assert products[:14] == [0] * 14  # two rows of the kernel lie beyond the border
+    sums = paint.locator(".paint-lens figcaption span").all_inner_texts()
+    numbers = [float(text.removeprefix("sum ").replace("−", "-")) for text in sums]
+    np.testing.assert_allclose(numbers, [sum(products[:49]), sum(products[49:])], atol=0.0051)
+    paint.locator('[aria-label="Products with the means"] .paint-cell').nth(24).hover()
+    assert framed(paint) == [["avgS", "paint-near"], ["kernel", "paint-near"]]
+    assert "the mean at row 1, column 1" in said(paint)
 
 
 @pytest.mark.parametrize(
