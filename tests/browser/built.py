@@ -13,6 +13,7 @@ SITE = Path(os.environ.get("CBAM_EDU_SITE", address.ROOT / "_build/html")).resol
 NOT_BUILT = f"There is no built site in {SITE}: run make book, or set CBAM_EDU_SITE to its folder."
 PREFIX = urlsplit(address.site()).path  # where the site is on its host; 404.html needs to know
 HOME = "index.html"
+LOGO = "logo__image"
 CONTENTS = [f"{page}.html" for page in address.contents()]
 CHAPTERS = [page for page in CONTENTS if page.startswith("notebooks/")]
 
@@ -47,6 +48,10 @@ class Parsed(HTMLParser):
 
 def says_what_it_shows(tag, attributes):
     """Return whether an element is no picture, or one with words that are not its file's name."""
+    if LOGO in (attributes.get("class") or "").split():
+        return (
+            attributes.get("alt") == ""
+        )  # the book's name, which it decorates, would be said twice
     if tag == "img":
         words = attributes.get("alt") or ""
     elif tag == "svg" or attributes.get("role") == "img":
