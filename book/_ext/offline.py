@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.util.fileutil import copy_asset
@@ -11,8 +10,6 @@ from sphinx.util.fileutil import copy_asset
 PACKAGE = "sphinx-mathjax-offline"
 LOADER = "tex-mml-chtml.js"
 FONTS = "output/chtml/fonts/woff-v2"
-# A page opened from a folder may not read the others, from which the search takes its excerpts.
-TITLES_ALONE = "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol !== 'file:';"
 FOLDER = "mathjax"  # below the site, not below _static, whose scripts every page would load
 
 
@@ -33,18 +30,9 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
         copy_asset(source / FONTS, target / FONTS)
 
 
-def search_from_folder(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
-) -> None:
-    """Let the search show titles where it cannot have excerpts."""
-    if page == "search":
-        app.add_js_file(None, body=TITLES_ALONE)
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("build-finished", copy_mathjax)
-    app.connect("html-page-context", search_from_folder)
     # Sphinx takes the path from _static, where it keeps what belongs to every page.
     app.connect(
         "config-inited",
