@@ -49,9 +49,7 @@ class Parsed(HTMLParser):
 def says_what_it_shows(tag, attributes):
     """Return whether an element is no picture, or one with words that are not its file's name."""
     if LOGO in (attributes.get("class") or "").split():
-        return (
-            attributes.get("alt") == ""
-        )  # the book's name, which it decorates, would be said twice
+        return attributes.get("alt") == ""  # the name beside it would be said twice
     if tag == "img":
         words = attributes.get("alt") or ""
     elif tag == "svg" or attributes.get("role") == "img":
