@@ -255,7 +255,8 @@ CHAPTER = """<article class="bd-article"><section id="a"><h1>A<a class="headerli
 <details><summary>Solution</summary><p>Done.</p></details></section>
 <section id="question-3-1"><h3>Question 3.1</h3>
 <details><summary>A. Yes</summary><p>✗ No. Never.</p></details>
-<details><summary>B. No</summary><p>✓ Yes. Indeed.</p></details></section></section></article>"""
+<details><summary>B. No</summary><p>✓ Yes. Indeed.</p></details></section>
+<details><summary>More</summary><p>Much more.</p></details></section></article>"""
 
 
 def test_links_lead_within_the_book_where_they_can():
@@ -286,6 +287,8 @@ def test_what_is_folded_stands_elsewhere_in_the_book_and_is_linked():
     assert "Think." in kept
     assert "Indeed." in kept
     assert "Done." not in kept
+    assert article.select_one(".opened").get_text() == "More"
+    assert "Much more." in article.get_text()
     assert "Indeed." not in article.get_text()
     with pytest.raises(ValueError, match=r"has none of 'Exercise 3\.2"):
         binding.unfold(binding.fragment(CHAPTER), set(), binding.Answers())

@@ -9,7 +9,7 @@ chapter of their own at the end, and a solution is the one in the chapter of sol
 import html
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -26,6 +26,7 @@ ANSWERS = "hints-and-answers"
 ANSWERS_TITLE = "Hints and answers"
 PLACES = ("id", "for", "aria-labelledby", "aria-describedby", "aria-controls")
 EXERCISE = re.compile(r"Exercise (\d+)\.(\d+)")
+OPTION = re.compile(r"[A-Z]\. ")
 SCREEN_ONLY = ".headerlink, script, button, .copybtn, .chapter-run"
 # Names, points and spaces in code have the colour of the text around them. As elements of their
 # own they would be two in five of all that the PDF describes.
@@ -134,6 +135,8 @@ def unfold(article: Tag, solved: set[str], answers: Answers) -> None:
             left = link_to(solution(heading, solved), name)
         elif name == "Hint":
             left = link_to(answers.add(chapter, heading, here, inner), name)
+        elif not OPTION.match(name):
+            left = f'<p class="opened">{option}</p>{inner}'
         else:
             told = f'<div class="answer"><p><strong>{option}</strong></p>{inner}</div>'
             there = answers.add(chapter, heading, here, told)
@@ -208,17 +211,18 @@ def address_in(built: Path, page: str, link: str) -> str:
     return (built / posixpath.normpath(path)).as_uri()
 
 
-def head(built: Path, page: str) -> str:
-    """Return what a chapter's head loads that a book needs: its styles, and its mathematics."""
-    parsed = BeautifulSoup((built / f"{page}.html").read_text("utf-8"), "html.parser")
-    kept = []
-    for element in parsed.find_all(["link", "script"]):
-        styles = element.name == "link" and "stylesheet" in (element.get("rel") or [])
-        if styles or "mathjax" in str(element).lower():
-            for name in {"href", "src"}.intersection(element.attrs):
-                element[name] = address_in(built, page, str(element[name]))
-            kept.append(str(element).replace('media="print"', ""))
-    return "\n".join(kept)
+def head(built: Path, pages: Iterable[str]) -> str:
+    """Return what the pages' heads load that a book needs: styles, and what sets mathematics."""
+    kept: dict[str, None] = {}
+    for page in pages:
+        top = (built / f"{page}.html").read_text("utf-8").partition("</head>")[0]
+        for element in BeautifulSoup(top, "html.parser").find_all(["link", "script"]):
+            styles = element.name == "link" and "stylesheet" in (element.get("rel") or [])
+            if styles or "mathjax" in str(element).lower():
+                for name in {"href", "src"}.intersection(element.attrs):
+                    element[name] = address_in(built, page, str(element[name]))
+                kept[str(element).replace('media="print"', "")] = None
+    return "\n".join(sorted(kept, key=lambda line: "print.css" in line))  # paper has the last word
 
 
 def bound(built: Path, title: str, authors: str, facts: list[str], numbers: dict[str, int]) -> str:
@@ -253,10 +257,9 @@ def bound(built: Path, title: str, authors: str, facts: list[str], numbers: dict
         + "".join(answers.chapters)
         + "</article></section>",
     ]
-    first_chapter = next(page for page in chapters if page.startswith("notebooks/"))
     return (
         f'<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title>{head(built, first_chapter)}"
+        f"<title>{html.escape(title)}</title>{head(built, chapters)}"
         f'<style>{STYLE.read_text("utf-8")}</style></head><body class="book"><main class="bd-main">'
         f'<div class="bd-content"><div class="bd-article-container">{"".join(body)}'
         "</div></div></main></body></html>"
