@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "grids.js",
         "paint-trace.js",
         "paint-flow.js",
+        "paint-dock.js",
         "paint-share.js",
         "paint-tasks.js",
         "paint.js",

@@ -1,5 +1,6 @@
 """Painting a feature map: the numbers are PyTorch's, and hands of every kind reach them."""
 
+import json
 import runpy
 
 import numpy as np
@@ -17,13 +18,13 @@ RULER = np.random.default_rng(7)
 MAPS = [features for _, features in data.EXAMPLES.values()]
 MAPS += [RULER.normal(0, 0.5, data.SHAPE).clip(-1, 1).round(2) for _ in range(RANDOM)]
 BATCH = torch.tensor(np.stack(MAPS), dtype=torch.float32)
-COMPUTE = """([maps, weights, reduction, kernel, order]) => maps.map(flat => {
+COMPUTE = """([maps, weights, reduction, kernel, order]) => JSON.stringify(maps.map(flat => {
   const features = Float32Array.from(flat);
   const layer = cbam.paint.layers[weights][reduction][kernel];
   const result = cbam.refine(features, cbam.paint.shape, layer, { order });
   const found = Object.entries(cbam.tensors({ features, layer, result }));
   return Object.fromEntries(found.filter(([, t]) => t).map(([name, t]) => [name, [...t]]));
-})"""
+}))"""
 
 
 @pytest.fixture
@@ -93,7 +94,9 @@ def test_every_step_is_that_of_pytorch(paint, order, record_property):
         for reduction in data.REDUCTIONS:
             for kernel in data.KERNELS:
                 wanted = by_torch(module_of(weights, reduction, kernel, order), BATCH)
-                found = paint.evaluate(COMPUTE, [flat, weights, reduction, kernel, order])
+                found = json.loads(
+                    paint.evaluate(COMPUTE, [flat, weights, reduction, kernel, order])
+                )
                 for name, step in wanted.items():
                     ours = torch.tensor([one[name] for one in found])
                     difference = (ours - step).abs().max().item()
@@ -332,7 +335,7 @@ def test_the_keys_reach_and_hear_a_trace(paint):
     paint.keyboard.press("ArrowRight")
     label = paint.evaluate("document.activeElement.getAttribute('aria-label')")
     assert label.startswith("spatial map M s, row 0, column 1: 0.")
-    spoken = paint.locator('.paint-unseen[aria-live="polite"]').nth(1)
+    spoken = paint.locator('.paint-unseen[aria-live="polite"]')
     assert "The weight of this place (row 0, column 1)" in spoken.text_content()
 
 
@@ -468,15 +471,21 @@ def test_the_copied_program_gives_the_same_numbers(paint, tmp_path, order, off):
 
 
 def test_an_update_takes_less_than_a_frame(paint, record_property):
-    milliseconds = paint.evaluate(
+    """Computed and drawn; and with what the browser lays out anew, which a busy machine slows."""
+    spent = paint.evaluate(
         """() => Array.from({ length: 60 }, (_, i) => {
-          cbam.painter.features[i] = 0.5;
-          return cbam.painter.update();
-        }).sort((a, b) => a - b)"""
+          const start = performance.now();
+          cbam.painter.features[4 * i] = 0.5;
+          const own = cbam.painter.update();
+          document.body.getBoundingClientRect();
+          return [own, performance.now() - start];
+        })"""
     )
-    record_property("median_ms", milliseconds[30])
-    print(f"median {milliseconds[30]:.1f} ms, slowest {milliseconds[-1]:.1f} ms of 60")
-    assert milliseconds[30] < 16
+    own, whole = np.median(spent, axis=0)
+    record_property("median_ms", [own, whole])
+    print(f"median of 60 updates: {own:.1f} ms, with layout {whole:.1f} ms")
+    assert own < 16
+    assert whole < 60
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
