@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlparse
 
 import pytest
+import yaml
 from docutils import nodes
 
 import address
@@ -68,7 +69,17 @@ def test_the_readme_has_every_chapter_with_its_button():
 
 def test_the_landing_page_leads_to_every_chapter():
     for name in CHAPTERS:
-        assert f"{{doc}}`../notebooks/{name}`" in PAGES["intro"]
+        assert f"{{doc}}`../notebooks/{name}` {{minutes}}`{name[:2]}`" in PAGES["intro"]
+
+
+def test_the_landing_page_has_the_parts_of_the_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
+    for part in toc["parts"]:
+        files = [chapter["file"] for chapter in part["chapters"]]
+        if all(file.startswith("notebooks/") for file in files):
+            begin = PAGES["intro"].index(f"### {part['caption']}\n")
+            below = PAGES["intro"][begin:].partition("\n### ")[0]
+            assert re.findall(r"\.\./(notebooks/\w+)`", below) == files
 
 
 def test_every_reference_is_cited_and_every_citation_has_its_reference():

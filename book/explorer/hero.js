@@ -99,8 +99,12 @@ globalThis.cbam = cbam;
     return { channel: Math.floor(kept / SIDE), row: kept % SIDE, column };
   }
 
-  function element(tag, attributes) {
-    return Object.assign(document.createElement(tag), attributes);
+  /** A paragraph for the ear: what it holds is read out when it changes. */
+  function speaker() {
+    const said = document.createElement("p");
+    said.className = "visually-hidden";
+    said.setAttribute("aria-live", "polite");
+    return said;
   }
 
   /** Let the picture in `box` be moved, and let it move. */
@@ -110,7 +114,7 @@ globalThis.cbam = cbam;
     const pad = box.querySelector('[data-part="F"]');
     const svg = pad.querySelector("svg");
     const button = document.querySelector(".gates-pause");
-    const said = element("p", { className: "visually-hidden", ariaLive: "polite" });
+    const said = speaker();
     const state = { playing: false, seen: true, running: false, before: 0 };
     Object.assign(state, { taken: performance.now(), strength: 1, clock: 0 });
     let spot = { channel: 0, row: 0, column: 0 };
