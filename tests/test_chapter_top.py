@@ -1,6 +1,7 @@
 """The top of a chapter: a panel of what its first cell says, and the ways to run it."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from docutils import nodes, utils
@@ -134,3 +135,14 @@ def test_a_page_in_no_part_is_refused():
     assert part("book/glossary") == "Look up"
     with pytest.raises(ValueError, match=r"book/x is in no part of _toc\.yml"):
         part("book/x")
+
+
+def test_a_chapter_is_named_with_its_number_and_once():
+    names = chapter_top.pages().values()
+    read = SimpleNamespace(
+        titles={page: nodes.title("", "A title") for page in names},
+        tocs={page: paragraph(nodes.reference("", "A title")) for page in names},
+    )
+    for _ in range(2):  # a build that reads no page anew keeps the former titles
+        chapter_top.number_titles(None, read)
+    assert read.titles[PAGE].astext() == read.tocs[PAGE].astext() == "03 A title"

@@ -14,6 +14,7 @@ import yaml
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 
 from address import ROOT, colab
@@ -164,7 +165,18 @@ def definitions(facts: list[tuple[str, list[nodes.Node]]]) -> nodes.definition_l
     return whole
 
 
+def number_titles(app: Sphinx, env: BuildEnvironment) -> None:
+    """Begin a chapter's title with its number wherever the site names it: "chapter 05" is found."""
+    for number, page in pages().items():
+        words = env.titles[page].astext()
+        if not words.startswith(number):
+            env.titles[page] = nodes.title("", f"{number} {words}")
+            entry = next(env.tocs[page].findall(nodes.reference))  # what the side bar shows
+            entry.children = [nodes.Text(f"{number} {words}")]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_transform(ChapterTop)
+    app.connect("env-updated", number_titles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
