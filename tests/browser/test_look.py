@@ -413,6 +413,10 @@ def test_pointer_and_keys_ask_for_a_place_and_a_channel(looked):
     looked.keyboard.press("End")
     value = f"{wanted['3.channel.map'][31]:.2f}"
     expect(channel).to_have_attribute("aria-valuetext", f"channel 32: {value}")
+    looked.keyboard.press("ArrowLeft")
+    expect(channel).to_have_attribute("aria-valuenow", "31")
+    looked.keyboard.press("ArrowUp")
+    expect(channel).to_have_attribute("aria-valuenow", "32")
     table = looked.locator(".look-steps").nth(1)
     for name in ("avg", "votesMax", "logits"):
         text = f"{wanted[f'3.channel.{name}'][31]:.3f}".replace("-", "−")
