@@ -1,6 +1,7 @@
 """The data of the painting page: PyTorch's weights, and maps that a brush could have made."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_fresh_weights_are_what_the_page_says():
 
 
 @pytest.mark.parametrize("r", data.REDUCTIONS)
+def test_a_fresh_mlp_of_few_inputs_has_large_weights(r):
+    first, _, second = data.fresh(r, 7).channel.mixer
+    assert 0.25 < first.weight.abs().max() <= 1 / math.sqrt(4)
+    assert 0.25 < second.weight.abs().max() <= 1 / math.sqrt(4 / r)
+    x = torch.tensor(data.EXAMPLES["objects"][1], dtype=torch.float32)[None]
+    with torch.no_grad():
+        assert (data.fresh(r, 7).channel(x) - 0.5).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("r", data.REDUCTIONS)
 def test_a_question_compares_and_an_even_map_has_no_answer(r):
     w0, w1 = (np.array(w) for w in data.questions(r))
     assert w0.shape == (data.CHANNELS // r, data.CHANNELS)
@@ -109,6 +120,12 @@ def test_a_brush_could_have_made_every_example(written):
         np.testing.assert_allclose(features.reshape(data.SHAPE), data.EXAMPLES[example["name"]][1])
 
 
+def shown(name):
+    """Return the rows of the table for an example, as numbers."""
+    rows = data.rows(data.EXAMPLES[name][1])
+    return {row[0]: [float(text.replace("−", "-")) for text in row[1:]] for row in rows}
+
+
 def test_the_experiments_show_what_the_page_promises():
     def weights(name, r=1):
         x = torch.tensor(data.EXAMPLES[name][1], dtype=torch.float32)[None]
@@ -117,7 +134,7 @@ def test_the_experiments_show_what_the_page_promises():
 
     assert weights("spot").index(max(weights("spot"))) == 0
     assert weights("texture").index(max(weights("texture"))) == 2
-    votes = {row[0]: [float(v) for v in row[1:]] for row in data.rows(data.EXAMPLES["both"][1])}
+    votes = shown("both")
     assert int(np.argmax(votes["the means' vote"])) == 2
     assert int(np.argmax(votes["the maxima's vote"])) == 0
     for r in data.REDUCTIONS:
@@ -134,10 +151,9 @@ def test_the_table_and_the_sentence_are_computed():
     rows = {row[0]: row[1:] for row in data.rows(features)}
     assert rows["mean"] == [f"{value:.2f}" for value in features.mean((1, 2))]
     assert rows["maximum"] == [f"{value:.2f}" for value in features.max((1, 2))]
-    logits = np.array(rows["logit"], float)
-    np.testing.assert_allclose(
-        np.array(rows["weight, σ(logit)"], float), 1 / (1 + np.exp(-logits)), atol=0.006
-    )
+    numbers = shown("both")
+    weights = 1 / (1 + np.exp(-np.array(numbers["logit"])))
+    np.testing.assert_allclose(numbers["weight, σ(logit)"], weights, atol=0.006)
     module = data.made(1, 7)
     x = torch.tensor(features, dtype=torch.float32)[None]
     with torch.no_grad():
@@ -151,5 +167,7 @@ def test_the_table_and_the_sentence_are_computed():
 def test_a_script_runs_from_a_folder(script):
     text = (explorer.SOURCE / script).read_text("utf-8")
     assert '"use strict";' in text
-    assert not re.search(r"^\s*(import|export)\b|\bfetch\(|XMLHttpRequest|(?<!\.)\beval\(", text, re.M)
+    assert not re.search(
+        r"^\s*(import|export)\b|\bfetch\(|XMLHttpRequest|(?<!\.)\beval\(", text, re.M
+    )
     assert all(len(line) <= 100 for line in text.splitlines())

@@ -211,7 +211,10 @@ def rows(features: Features) -> list[list[str]]:
             "logit": gate.logits(x),
             "weight, σ(logit)": gate(x),
         }
-    return [[name, *(f"{v:.2f}" for v in step.flatten())] for name, step in steps.items()]
+    return [
+        [name, *(f"{v:.2f}".replace("-", "−") for v in step.flatten())]
+        for name, step in steps.items()
+    ]
 
 
 def places(features: Features) -> str:
