@@ -5,6 +5,7 @@ The theme brings every icon of Font Awesome three times: as a script of 1.5 MB, 
 that some page shows. The search's index is for the search page alone.
 """
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -105,6 +106,7 @@ def lighten(app: Sphinx, error: Exception | None) -> None:
     """Take from the finished site what no page loads, and cut the icons to those it shows."""
     if error is not None or app.builder.format != "html":
         return
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph
     static = Path(app.outdir) / "_static"
     icons = icons_shown(Path(app.outdir))
     for path in {path for pattern in SPARE for path in static.glob(pattern)}:
