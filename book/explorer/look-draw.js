@@ -113,9 +113,9 @@ globalThis.cbam = cbam;
 
   /** A probability in per cent, to a tenth. */
   cbam.percent = function (p) {
-    if (p > 0 && p < 0.0005) return "<0.1 %";
-    if (p < 1 && p >= 0.9995) return ">99.9 %";
-    return `${(100 * p).toFixed(1)} %`;
+    if (p > 0 && p < 0.0005) return "<0.1\u00a0%";
+    if (p < 1 && p >= 0.9995) return ">99.9\u00a0%";
+    return `${(100 * p).toFixed(1)}\u00a0%`;
   };
 
   /** A number with its sign, and a minus that looks like one. */

@@ -47,6 +47,7 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
       return { row: cbam.element("tr", {}, head, bar, parts.number, parts.change), ...parts };
     });
     const heading = (text) => cbam.element("th", { scope: "col", text });
+    const probability = cbam.element("th", { scope: "col", colspan: 2 });
     const element = cbam.element(
       "table",
       { class: "look-answer" },
@@ -59,7 +60,7 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
           "tr",
           {},
           heading("class"),
-          cbam.element("th", { scope: "col", colspan: 2, text: "probability" }),
+          probability,
           heading("change"),
         ),
       ),
@@ -69,15 +70,16 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
       const now = app.run.probabilities;
       const before = app.base.probabilities;
       const named = cbam.named(app.run);
+      const same = app.run === app.base;
+      probability.textContent = same ? "probability" : "probability (line: untouched)";
       rows.forEach((parts, i) => {
         parts.row.classList.toggle("look-named", i === named);
         parts.mark.hidden = app.state.picture.label !== i;
         parts.bar.style.width = `${100 * now[i]}%`;
         parts.before.style.left = `${100 * before[i]}%`;
-        parts.before.hidden = app.run === app.base;
+        parts.before.hidden = Math.abs(now[i] - before[i]) < 0.0005;
         parts.number.textContent = cbam.percent(now[i]);
-        const change = app.run === app.base ? "" : cbam.signed(100 * (now[i] - before[i]), 1);
-        parts.change.textContent = change;
+        parts.change.textContent = same ? "" : cbam.signed(100 * (now[i] - before[i]), 1);
       });
     }
     return { element, draw };

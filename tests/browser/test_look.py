@@ -271,8 +271,8 @@ def test_the_page_shows_the_probabilities_and_marks_the_true_class(looked):
     rows = looked.locator(".look-answer tbody tr")
     assert rows.count() == 10
     for i, p in enumerate(wanted):
-        text = rows.nth(i).locator("td").nth(1).inner_text()
-        assert text == (f"{p:.1%}".replace("%", " %") if p >= 0.0005 else "<0.1 %")
+        text = f"{p:.1%}".replace("%", " %") if p >= 0.0005 else "<0.1 %"
+        expect(rows.nth(i).locator("td").nth(1)).to_have_text(text)
     true = looked.locator(".look-true:visible")
     assert true.count() == 1
     assert rows.nth(7).locator(".look-true").is_visible()
