@@ -51,7 +51,7 @@ globalThis.cbam = cbam;
 
     /** Lay the steps out for the scene's order and sizes. */
     build() {
-      const { order, openChannel, openSpatial } = this.scene();
+      const { order } = this.scene();
       this.panels = [];
       this.wires = [];
       const gates = { channel: () => this.channelGate(), spatial: () => this.spatialGate() };
@@ -65,8 +65,6 @@ globalThis.cbam = cbam;
         steps[1].append(this.product("output", second));
       }
       this.element.replaceChildren(...steps);
-      this.element.classList.toggle("paint-channel-open", openChannel);
-      this.element.classList.toggle("paint-spatial-open", openSpatial);
     }
 
     /** Write the numbers of the scene into all panels. */
@@ -238,7 +236,6 @@ globalThis.cbam = cbam;
           ...{ offset, title, caption, rows: k, columns: k, kind: "evidence", limit: strongest },
         });
       const evidence = { kind: "evidence", limit: STRONG };
-      const maps = order === "parallel" ? "" : ` ${v("M", "s")}(${x}) = σ(logits)`;
       gate.append(
         this.step(
           "Two descriptors again, now of each place",
@@ -263,9 +260,10 @@ globalThis.cbam = cbam;
       if (order === "parallel") gate.lastChild.append(this.lens(strongest));
       else {
         const look = { kind: "map", title: "Spatial map", caption: v("M", "s"), numbered: true };
+        const sigmoid = `${v("M", "s")}(${x}) = σ(logits)`;
         const both = el("div", { class: "paint-one" }, this.sheet("mapS", look));
         both.append(this.lens(strongest));
-        gate.append(this.step("A sigmoid", maps, `(1, ${height}, ${width})`, both));
+        gate.append(this.step("A sigmoid", sigmoid, `(1, ${height}, ${width})`, both));
       }
       return gate;
     }

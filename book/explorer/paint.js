@@ -21,6 +21,26 @@ globalThis.cbam = cbam;
   const MOST_UNDO = 200;
   const STRIDE = 5; // pixels: less than a cell is wide
 
+  /** What the colours mean. */
+  function legend() {
+    const bar = (kind, low, high, text) =>
+      el(
+        "li",
+        {},
+        el("span", { text: low }),
+        el("span", { class: `paint-bar paint-bar-${kind}` }),
+        el("span", { text: high }),
+        el("span", { text }),
+      );
+    return el(
+      "ul",
+      { class: "paint-legend", "aria-label": "Colours" },
+      bar("feature", "−1", "1", "features"),
+      bar("evidence", "−4", "4", "votes and logits"),
+      bar("map", "0", "1", "maps"),
+    );
+  }
+
   class Painter {
     constructor(root, data) {
       this.root = root;
@@ -34,7 +54,6 @@ globalThis.cbam = cbam;
       this.features = Float32Array.from(data.examples[0].features);
       this.past = [];
       this.palette = new cbam.Palette();
-      
       this.readHash();
       this.compute();
       this.lay();
@@ -111,7 +130,7 @@ globalThis.cbam = cbam;
       this.spoken = el("p", { class: "paint-unseen", "aria-live": "polite" });
       this.flow = new cbam.Flow(() => this.scene, this.gateTools());
       const bench = el("div", { class: "paint-bench" }, this.paintingTools(), this.shareTools());
-      const parts = [this.tasks.element, this.moduleTools(), this.flow.element];
+      const parts = [this.tasks.element, this.moduleTools(), legend(), this.flow.element];
       const main = el("div", { class: "paint-main" }, ...parts);
       const desk = el("div", { class: "paint-desk" }, bench, main);
       this.desk = el("div", { class: "paint" }, desk, this.dock.element, this.summary, this.spoken);
@@ -134,7 +153,6 @@ globalThis.cbam = cbam;
       this.flow.build(); // which takes the controls out and puts them in again
       if (this.desk.contains(focused)) focused.focus({ preventScroll: true });
       this.update();
-      this.legend();
     }
 
     paintingTools() {
@@ -278,24 +296,6 @@ globalThis.cbam = cbam;
         copy(text, "A program with these very numbers is copied.");
       });
       return el("div", { class: "paint-buttons" }, link, program, told);
-    }
-
-    /** What the colours mean. */
-    legend() {
-      if (this.key) return;
-      const bar = (kind, low, high, text) =>
-        el("li", {},
-          el("span", { text: low }),
-          el("span", { class: `paint-bar paint-bar-${kind}` }),
-          el("span", { text: high }), el("span", { text }));
-      this.key = el(
-        "ul",
-        { class: "paint-legend", "aria-label": "Colours" },
-        bar("feature", "−1", "1", "features"),
-        bar("evidence", "−4", "4", "votes and logits"),
-        bar("map", "0", "1", "maps"),
-      );
-      this.flow.element.before(this.key);
     }
 
     // ---- painting ---------------------------------------------------------------------------
