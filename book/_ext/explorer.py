@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "paint": (
         "attention.js",
         "paint-data.js",
+        "dom.js",
         "grids.js",
         "paint-trace.js",
         "paint-flow.js",
@@ -33,7 +34,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "paint.js",
     ),
     "look": (
-        *("attention.js", "network.js", "network-data.js"),
+        *("attention.js", "network.js", "network-data.js", "dom.js"),
         *("look-draw.js", "look-picture.js", "look-pick.js", "look-photo.js", "look-blocks.js"),
         "look.js",
     ),

@@ -15,24 +15,6 @@ globalThis.cbam = cbam;
   const PIXELS = 128; // a side of a sheet of 8 x 8; one of fewer cells has larger ones
   const KINDS = { feature: "--paint-feature", evidence: "--paint-good", map: "--paint-map" };
 
-  /** A number with two digits behind the point, and a minus sign that is one. */
-  cbam.number = function (value, digits = 2) {
-    const text = Math.abs(value).toFixed(digits);
-    return value < 0 && Number(text) !== 0 ? `−${text}` : text;
-  };
-
-  /** An element with attributes (`text` and `html` fill it) and children. */
-  cbam.element = function (tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name === "text") made.textContent = value;
-      else if (name === "html") made.innerHTML = value;
-      else if (value !== false) made.setAttribute(name, value === true ? "" : value);
-    }
-    made.append(...children);
-    return made;
-  };
-
   /** The red, green and blue of any colour that a style sheet may name. */
   function parts(colour) {
     const brush = document.createElement("canvas").getContext("2d");

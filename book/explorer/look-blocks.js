@@ -7,7 +7,6 @@ var cbam = globalThis.cbam || {}; // var: every script of a page may begin with 
 globalThis.cbam = cbam;
 
 {
-  const CELL = 12; // pixels of the drawing above a map, for each place of the photograph
   const KINDS = { spatial: "s", channel: "c" }; // M_s, M_c
 
   /** M with its index, as an element. */
@@ -187,8 +186,8 @@ globalThis.cbam = cbam;
         class: "look-hint",
         text:
           "1 lets all pass, so that what follows gets louder numbers than it was trained for. " +
-          `The mean map, over ${app.accuracy.of} photographs, is as quiet as the gate was: it ` +
-          "takes away only the answer to this one picture.",
+          `The mean map, over ${app.accuracy.of} test photographs, is as quiet as the gate was: ` +
+          "it takes away only the answer to this one picture.",
       }),
       census,
     );
@@ -202,6 +201,7 @@ globalThis.cbam = cbam;
       on: { change: (event) => app.change({ under: event.target.checked }) },
     });
     const note = cbam.element("span", { class: "look-hint", text: NOTE });
+    const mixed = cbam.element("span", { class: "look-hint", text: MIXED });
     const ends = [cbam.element("span"), cbam.element("span")];
     const element = cbam.element(
       "div",
@@ -230,11 +230,13 @@ globalThis.cbam = cbam;
         ends[1],
         note,
         cbam.element("label", { class: "look-choice" }, under, "the photograph underneath"),
+        mixed,
       ),
     );
     function draw() {
       const own = app.state.scale === "own";
       note.hidden = !own;
+      mixed.hidden = !app.state.under;
       ends[0].textContent = own ? "its lowest" : "0, shut";
       ends[1].textContent = own ? "its highest" : "1, open";
     }
@@ -242,28 +244,16 @@ globalThis.cbam = cbam;
   }
 
   const NOTE = "A small difference now looks as large as a great one: read the numbers.";
+  const MIXED = "Its light and dark now change the colours: its outlines are not the gate’s.";
   const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
   /** A large map whose places can be asked, by pointer or keys. */
   function largeMap(app) {
-    const picture = cbam.element("canvas", { class: "look-pixels", "aria-hidden": "true" });
-    const marks = cbam.element("canvas", {
-      class: "look-marks",
-      width: cbam.SIDE * CELL,
-      height: cbam.SIDE * CELL,
-      "aria-hidden": "true",
+    const { stage, picture, marks } = cbam.pictureStage({
+      class: "look-canvas",
+      role: "slider",
+      "aria-label": "Place of the spatial map",
     });
-    const stage = cbam.element(
-      "div",
-      {
-        class: "look-canvas",
-        tabindex: 0,
-        role: "slider",
-        "aria-label": "Place of the spatial map",
-      },
-      picture,
-      marks,
-    );
     const side = () => app.network.blocks[app.state.block].shape[1];
     const move = (row, column) => {
       const top = side() - 1;
@@ -291,7 +281,7 @@ globalThis.cbam = cbam;
       const under = app.state.under ? app.state.picture.pixels : null;
       cbam.drawMap(picture, map, app.limits(map), scale, under);
       const [row, column] = at();
-      const size = (cbam.SIDE / side()) * CELL;
+      const size = (cbam.SIDE / side()) * cbam.CELL;
       const context = marks.getContext("2d");
       context.clearRect(0, 0, marks.width, marks.height);
       for (const [width, colour] of [[5, "#fff"], [2.5, "#1a2330"]]) {

@@ -1,5 +1,5 @@
 /**
- * What the page on the trained network is drawn with: elements, colours, small pictures, words.
+ * What the page on the trained network is drawn with: colours, small pictures, words.
  */
 "use strict";
 
@@ -9,20 +9,17 @@ globalThis.cbam = cbam;
 {
   const PHOTOGRAPH = 0.4; // how much of the photograph's light and dark a map's picture shows
 
-  /**
-   * An element. `attributes` are set as such, but for `on`, listeners by event, and `text`;
-   * those that are null or false are left out.
-   */
-  cbam.element = function (tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    const { on = {}, text = null, ...rest } = attributes;
-    for (const [name, value] of Object.entries(rest)) {
-      if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
-    }
-    for (const [event, listener] of Object.entries(on)) made.addEventListener(event, listener);
-    if (text !== null) made.textContent = text;
-    made.append(...children);
-    return made;
+  cbam.CELL = 12; // pixels of what is drawn above a picture, for each of its places
+
+  /** A picture with marks above it, in an element that takes keys: `stage`, `picture`, `marks`. */
+  cbam.pictureStage = function (attributes) {
+    const side = cbam.SIDE * cbam.CELL;
+    const hidden = { "aria-hidden": "true" };
+    const picture = cbam.element("canvas", { class: "look-pixels", ...hidden });
+    const size = { width: side, height: side };
+    const marks = cbam.element("canvas", { class: "look-marks", ...size, ...hidden });
+    const stage = cbam.element("div", { tabindex: 0, ...attributes }, picture, marks);
+    return { stage, picture, marks };
   };
 
   /** A colour such as #d55e00, or rgb(213 94 0), as three numbers. */
@@ -124,9 +121,6 @@ globalThis.cbam = cbam;
     if (Number(text) === 0) return (0).toFixed(digits);
     return (value < 0 ? "−" : "+") + text;
   };
-
-  /** A number with a minus that looks like one. */
-  cbam.number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
 
   /**
    * Do something for each of `count` numbers, a little at a time, so that strokes and keys are

@@ -8,11 +8,11 @@ var cbam = globalThis.cbam || {}; // var: every script of a page may begin with 
 globalThis.cbam = cbam;
 
 {
-  const CELL = 12; // pixels of the drawing above the photograph, for each of its places
   const PATCH = 8;
   const STEP = 4;
   const STARTS = (cbam.SIDE - PATCH) / STEP + 1; // of the patch along an edge
   const CELLS = cbam.SIDE / STEP;
+  const LEAST = 0.1; // a smaller change never gets the strongest colour
   const FALL = "213 94 0"; // orange: covering it took probability away
   const RISE = "0 114 178"; // blue: covering it gave some
   const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -55,8 +55,8 @@ globalThis.cbam = cbam;
   /** Draw where the cover ends, dark on light, so that it is seen on any photograph. */
   function drawEdges(context, cover) {
     const edge = (x1, y1, x2, y2) => {
-      context.moveTo(x1 * CELL, y1 * CELL);
-      context.lineTo(x2 * CELL, y2 * CELL);
+      context.moveTo(x1 * cbam.CELL, y1 * cbam.CELL);
+      context.lineTo(x2 * cbam.CELL, y2 * cbam.CELL);
     };
     const covered = (row, column) =>
       row >= 0 && column >= 0 && row < cbam.SIDE && column < cbam.SIDE
@@ -86,17 +86,20 @@ globalThis.cbam = cbam;
 
   function drawBox(context, [[top, left], [bottom, right]]) {
     context.beginPath();
-    const [x, y] = [left * CELL, top * CELL];
-    context.rect(x, y, (right - left + 1) * CELL, (bottom - top + 1) * CELL);
+    const [x, y] = [left * cbam.CELL, top * cbam.CELL];
+    context.rect(x, y, (right - left + 1) * cbam.CELL, (bottom - top + 1) * cbam.CELL);
     stroke(context, [6, 4]);
   }
 
+  /** The change of a probability that gets the strongest colour. */
+  const strongest = (changes) => Math.max(...changes.map(Math.abs), LEAST);
+
   /** Draw by how much a covered patch changed the probability: (8, 8). */
   function drawPatches(context, { changes }) {
-    const most = Math.max(...changes.map(Math.abs), 1e-6);
-    const size = STEP * CELL;
+    const most = strongest(changes);
+    const size = STEP * cbam.CELL;
     context.fillStyle = "rgb(255 255 255 / 45%)";
-    context.fillRect(0, 0, cbam.SIDE * CELL, cbam.SIDE * CELL);
+    context.fillRect(0, 0, cbam.SIDE * cbam.CELL, cbam.SIDE * cbam.CELL);
     changes.forEach((change, i) => {
       const strength = 0.9 * (Math.abs(change) / most);
       context.fillStyle = `rgb(${change < 0 ? FALL : RISE} / ${strength})`;
@@ -187,25 +190,12 @@ globalThis.cbam = cbam;
     let last = null; // where the finger was, while it is down
     let stop = null; // stops the patch
 
-    const picture = cbam.element("canvas", { class: "look-pixels", "aria-hidden": "true" });
-    const marks = cbam.element("canvas", {
-      class: "look-marks",
-      width: cbam.SIDE * CELL,
-      height: cbam.SIDE * CELL,
-      "aria-hidden": "true",
+    const { stage, picture, marks } = cbam.pictureStage({
+      class: "look-canvas look-cover",
+      role: "application",
+      "aria-label": "The photograph, to be covered",
+      "aria-describedby": "look-keys",
     });
-    const stage = cbam.element(
-      "div",
-      {
-        class: "look-canvas look-cover",
-        tabindex: 0,
-        role: "application",
-        "aria-label": "The photograph, to be covered",
-        "aria-describedby": "look-keys",
-      },
-      picture,
-      marks,
-    );
     const where = cbam.element("p", { class: "look-where", role: "status" });
     const keys = cbam.element("p", {
       class: "look-hint",
@@ -252,8 +242,16 @@ globalThis.cbam = cbam;
       where.textContent = `Row ${row + 1}, column ${column + 1}${covered}${change}.`;
     }
 
+    /** A finger cannot hover: it asks what the patch has shown, and covers nothing then. */
+    function ask(event) {
+      cursor = placeOf(event);
+      tell();
+      drawMarks(true);
+    }
+
     stage.addEventListener("pointerdown", (event) => {
       if (event.button) return;
+      if (app.state.patches && event.pointerType !== "mouse") return ask(event);
       stage.setPointerCapture(event.pointerId);
       cursor = last = placeOf(event);
       if (tool.kind === "brush") dab(last, last);
@@ -276,7 +274,7 @@ globalThis.cbam = cbam;
     stage.addEventListener("pointerup", release);
     stage.addEventListener("pointercancel", release);
     const leave = () => {
-      tell(stage.matches(":focus-visible"));
+      tell(stage.matches(":focus-visible") || app.state.patches !== null);
       drawMarks();
     };
     for (const event of ["pointerleave", "focus", "blur"]) stage.addEventListener(event, leave);
@@ -353,13 +351,15 @@ globalThis.cbam = cbam;
 
     function tellFound() {
       const { patches } = app.state;
+      if (!patches && !found.hidden) tell(stage.matches(":focus-visible")); // no points any more
       found.hidden = !patches;
       if (!patches) return;
-      const [low, high] = cbam.rangeOf(patches.changes);
+      const [low, high] = cbam.rangeOf(patches.changes).map((end) => cbam.signed(100 * end, 1));
+      const most = (100 * strongest(patches.changes)).toFixed(1);
       found.textContent =
-        `What a grey patch does to “${patches.named}”, from ${cbam.signed(100 * low, 1)} ` +
-        `(orange) to ${cbam.signed(100 * high, 1)} points (blue). Each cell shows the mean over ` +
-        "the patches that cover it; move over the photograph for its number.";
+        `What a grey patch does to “${patches.named}”: from ${low} to ${high} points. Orange: it ` +
+        `takes some away; blue: it adds; the strongest colour is ${most} points. Each cell shows ` +
+        "the mean over the patches that cover it; point at the photograph, or tap, for its number.";
     }
 
     const element = cbam.element(
