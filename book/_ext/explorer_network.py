@@ -62,7 +62,7 @@ def chosen() -> list[int]:
     for label in range(len(photographs().classes)):
         members = (labels == label).nonzero().flatten()
         wrong = members[answers()[members] != label][:1].tolist()
-        right = [i for i in members.tolist() if i not in wrong]
+        right = members[answers()[members] == label].tolist()
         found += right[: PER_CLASS - len(wrong)] + wrong
     return found
 

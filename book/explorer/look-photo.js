@@ -243,7 +243,7 @@ globalThis.cbam = cbam;
     }
 
     /** A finger cannot hover: it asks what the patch has shown, and covers nothing then. */
-    function ask(event) {
+    function askAt(event) {
       cursor = placeOf(event);
       tell();
       drawMarks(true);
@@ -251,7 +251,7 @@ globalThis.cbam = cbam;
 
     stage.addEventListener("pointerdown", (event) => {
       if (event.button) return;
-      if (app.state.patches && event.pointerType !== "mouse") return ask(event);
+      if (app.state.patches && event.pointerType !== "mouse") return askAt(event);
       stage.setPointerCapture(event.pointerId);
       cursor = last = placeOf(event);
       if (tool.kind === "brush") dab(last, last);

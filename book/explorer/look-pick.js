@@ -109,7 +109,9 @@ globalThis.cbam = cbam;
         picture = opened;
         element.hidden = false;
         inputs.forEach((input) => (input.value = input.name === "zoom" ? 1 : 0));
-        name.textContent = `${picture.name}, ${picture.width} × ${picture.height}`;
+        const { width, height, full } = picture;
+        const smaller = full.width === width ? "" : `, made ${width} × ${height}`;
+        name.textContent = `${picture.name}, ${full.width} × ${full.height}${smaller}`;
         take();
       },
       close() {
@@ -119,12 +121,15 @@ globalThis.cbam = cbam;
     };
   }
 
-  /** The choice of a picture: `element`, `choose(i)`, a photograph; `drop`, where one may drop. */
+  /** The choice of a picture: `element`, `choose(i)`, a photograph; `drop`, what shows a drop. */
   cbam.lookPick = function (app) {
     const crop = cropper((name, pixels) => app.show({ pixels, label: null, name: `“${name}”` }));
     const message = cbam.element("p", { class: "look-message", role: "alert" });
 
+    let turns = 0; // how often something was chosen
+
     function choose(i) {
+      turns++;
       const photograph = app.photographs[i];
       const radio = element.querySelector(`input[value="${i}"]`);
       radio.checked = true;
@@ -134,14 +139,16 @@ globalThis.cbam = cbam;
     }
 
     async function open(file) {
+      const turn = ++turns;
       message.textContent = "";
       try {
         const picture = await cbam.openPicture(file);
+        if (turn !== turns) return; // something else was chosen while it was opened
         const chosen = element.querySelector("input[name=look-photograph]:checked");
         if (chosen) chosen.checked = false;
         crop.open(picture);
       } catch (error) {
-        message.textContent = error.message;
+        if (turn === turns) message.textContent = error.message;
       }
     }
 
@@ -188,16 +195,16 @@ globalThis.cbam = cbam;
       crop.element,
     );
 
-    /** Let files be dropped on an element, and pasted anywhere. */
+    /** Let files be dropped and pasted anywhere: beside it, the browser would leave the page. */
     function drop(target) {
       const files = ({ dataTransfer }) => dataTransfer && [...dataTransfer.types].includes("Files");
-      target.addEventListener("dragover", (event) => {
+      document.addEventListener("dragover", (event) => {
         if (!files(event)) return;
         event.preventDefault();
         target.classList.add("look-drop");
       });
-      target.addEventListener("dragleave", () => target.classList.remove("look-drop"));
-      target.addEventListener("drop", (event) => {
+      document.addEventListener("dragleave", () => target.classList.remove("look-drop"));
+      document.addEventListener("drop", (event) => {
         target.classList.remove("look-drop");
         if (!files(event)) return;
         event.preventDefault();

@@ -131,18 +131,20 @@ globalThis.cbam = cbam;
     context.imageSmoothingQuality = "high";
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
-    return { width: canvas.width, height: canvas.height, data, canvas };
+    return { width: canvas.width, height: canvas.height, full: { width, height }, data, canvas };
   }
 
   /**
    * Open a picture file, turned as its camera says.
    *
    * @param {File} file
-   * @returns {Promise<object>} `name`, `width`, `height`, `data` (height, width, 4) and `canvas`
+   * @returns {Promise<object>} `name`, `width`, `height`, `data` (height, width, 4), `canvas`, and
+   *   `full`, its size before it was made smaller
    * @throws {Error} with a sentence for the reader, where it is no picture or far too large
    */
   cbam.openPicture = async function (file) {
-    const name = file.name || "What was given";
+    // Signs that nobody sees go: some of them turn a line round.
+    const name = file.name.replace(/\p{C}/gu, "") || "What was given";
     if (!file.size) throw new Error(`${name} is empty. Choose a photo: JPEG, PNG or WebP.`);
     if (file.size > MOST_BYTES) {
       throw new Error(
@@ -160,7 +162,14 @@ globalThis.cbam = cbam;
         );
       });
       checkSize(name, image);
-      return { name, ...pixelsOf(image) };
+      try {
+        return { name, ...pixelsOf(image) };
+      } catch {
+        throw new Error(
+          `${name} opens, but the browser does not give its pixels to a page (a drawing with ` +
+            "parts of a web page in it?). Choose a photo: JPEG, PNG or WebP.",
+        );
+      }
     } finally {
       URL.revokeObjectURL(url);
     }

@@ -210,7 +210,7 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
         place: [0.5, 0.5], // in the map, from 0 to 1
         channel: 0,
         scale: "common",
-        under: true,
+        under: false, // the photograph in a map looks like something that the gate found
       },
     };
     /** The range of values that a map's colours run through. */

@@ -564,6 +564,111 @@ def test_a_picture_can_be_dropped_and_pasted(looked):
         expect(looked.locator(".look-name")).to_have_text(f"{kind}.png, 64 × 64")
 
 
+def test_a_map_is_drawn_without_the_photograph_until_one_asks_for_it(looked):
+    under = looked.get_by_label("the photograph underneath")
+    expect(under).not_to_be_checked()
+    colours = """() => {
+      const map = document.querySelectorAll("canvas.look-spatial")[8];
+      const { data } = map.getContext("2d").getImageData(0, 0, 4, 4);
+      return new Set(Array.from({ length: 16 }, (_, i) => `${data.slice(4 * i, 4 * i + 4)}`)).size;
+    }"""
+    assert looked.evaluate(colours) == 1  # a place of the map is 4 x 4 pixels of the photograph
+    note = looked.get_by_text("Its light and dark now change the colours")
+    expect(note).to_be_hidden()
+    under.check()
+    expect(note).to_be_visible()
+    eventually(looked, lambda: looked.evaluate(colours) > 1)
+
+
+def test_small_changes_are_drawn_faint_and_told_without_a_sign(looked):
+    looked.locator("input[name=look-photograph][value='54']").check(force=True)  # a sure truck
+    looked.get_by_role("button", name="Slide a patch").click()
+    found = looked.locator(".look-found")
+    expect(found).to_be_visible(timeout=60_000)
+    expect(found).to_contain_text("from 0.0 to 0.0 points")
+    expect(found).to_contain_text("the strongest colour is 10.0 points")
+    strongest = looked.evaluate(
+        """() => {
+          const marks = document.querySelector(".look-cover .look-marks");
+          const { data } = marks.getContext("2d").getImageData(0, 0, marks.width, marks.height);
+          return data.filter((_, i) => i % 4 === 3).reduce((most, one) => Math.max(most, one));
+        }"""
+    )
+    assert strongest < 0.5 * 255  # the veil alone has 45 %
+
+
+def test_a_finger_asks_what_the_patch_has_shown(phone, site):
+    phone.goto(site + PAGE)
+    expect(phone.locator("#explorer-look[data-ready]")).to_be_visible()
+    phone.get_by_role("button", name="Slide a patch").tap()
+    expect(phone.locator(".look-found")).to_be_visible(timeout=60_000)
+    where, stage = phone.locator(".look-where"), phone.locator(".look-cover")
+    stage.tap()
+    expect(where).to_contain_text("points.")
+    expect(phone.locator(".look-footer")).not_to_contain_text("covered")
+    phone.get_by_role("button", name="Take the result away").tap()
+    expect(where).not_to_contain_text("points")
+    stage.tap()
+    expect(phone.locator(".look-footer")).to_contain_text("25 places covered")
+
+
+def test_the_photograph_is_no_higher_than_a_low_window(looked):
+    looked.set_viewport_size({"width": 640, "height": 450})
+    assert looked.locator(".look-cover").bounding_box()["height"] <= 450 - 11 * 16
+
+
+def test_a_picture_that_opens_late_does_not_replace_what_was_chosen_since(looked):
+    looked.evaluate(
+        """() => {
+          const open = cbam.openPicture;
+          const chosen = new Promise((resolve) => (window.letGo = resolve));
+          cbam.openPicture = async (file) => {
+            const picture = await open(file);
+            await chosen;
+            window.opened = true;
+            return picture;
+          };
+        }"""
+    )
+    give(looked, "late.png", "image/png", encoded(gradient(40, 40), "PNG"))
+    looked.locator("input[name=look-photograph]").first.check(force=True)
+    looked.evaluate("letGo()")
+    looked.wait_for_function("window.opened")
+    looked.evaluate("new Promise((done) => setTimeout(done, 100))")
+    expect(looked.locator(".look-crop")).to_be_hidden()
+    expect(looked.locator(".look-summary")).to_contain_text("Airplane 1")
+
+
+def test_a_picture_keeps_its_own_size_and_a_plain_name(looked):
+    wide = encoded(Image.new("1", (10_000, 20)), "PNG")
+    give(looked, "\u202ewide.png", "image/png", wide)
+    expect(looked.locator(".look-name")).to_have_text("wide.png, 10000 × 20, made 8192 × 16")
+
+
+def test_a_drawing_whose_pixels_are_kept_back_is_refused_with_a_sentence(looked):
+    page = '<div xmlns="http://www.w3.org/1999/xhtml">a page</div>'
+    box = 'width="9" height="9"'
+    drawing = f'<svg xmlns="http://www.w3.org/2000/svg" {box}><foreignObject {box}>{page}'
+    give(looked, "odd.svg", "image/svg+xml", f"{drawing}</foreignObject></svg>".encode())
+    message = looked.locator(".look-message")
+    expect(message).to_contain_text("odd.svg opens, but the browser does not give its pixels")
+
+
+def test_a_picture_dropped_beside_the_tools_does_not_leave_the_page(looked):
+    prevented = looked.evaluate(
+        """() => {
+          const files = new DataTransfer();
+          files.items.add(new File(["dear diary"], "notes.txt", { type: "text/plain" }));
+          const options = { bubbles: true, cancelable: true, dataTransfer: files };
+          return ["dragover", "drop"].map(
+            (name) => !document.querySelector("h1").dispatchEvent(new DragEvent(name, options)),
+          );
+        }"""
+    )
+    assert prevented == [True, True]
+    expect(looked.locator(".look-message")).to_contain_text("notes.txt is no picture")
+
+
 # ---- Every reader
 
 
