@@ -146,6 +146,46 @@ def test_the_experiments_show_what_the_page_promises():
     assert narrow[2, 2] < narrow[1, 1]  # and its corner
 
 
+def test_a_fresh_gate_knows_its_channels_and_not_their_places():
+    corners = torch.tensor(data.EXAMPLES["corners"][1], dtype=torch.float32)[None]
+    moved = corners.clone()
+    moved[:, 0] = corners[:, 3]  # the first blob where the last one is
+    with torch.no_grad():
+        for r in data.REDUCTIONS:
+            gate = data.fresh(r, 7).channel
+            weights = gate(corners).flatten()
+            torch.testing.assert_close(gate(moved).flatten(), weights)
+            assert weights.max() - weights.min() > 0.2
+            assert (data.made(r, 7).channel(corners) == 0.5).all()
+
+
+def test_a_fresh_gate_of_one_hidden_unit_does_not_answer_to_any_example():
+    gate = data.fresh(4, 7).channel
+    with torch.no_grad():
+        weights = [
+            gate(torch.tensor(features, dtype=torch.float32)[None])
+            for _, features in data.EXAMPLES.values()
+        ]
+    for weight in weights[1:]:
+        torch.testing.assert_close(weight, weights[0])
+
+
+def test_an_object_lies_in_two_channels_and_only_a_narrow_kernel_finds_its_last_place():
+    features = data.objects()
+    assert [bool(channel[1:4, 1:4].max() > 0.5) for channel in features] == [1, 1, 0, 0]
+    last = features[1, 2, 2]
+    features[:2, 1:4, 1:4] = 0
+    features[1, 2, 2] = last
+    x = torch.tensor(features, dtype=torch.float32)[None]
+    with torch.no_grad():
+        found = {}
+        for k in data.KERNELS:
+            module = data.made(1, k)
+            found[k] = float(module.spatial(x * module.channel(x))[0, 0, 2, 2])
+    assert found[3] > 0.9
+    assert max(found[5], found[7]) < 0.35
+
+
 def test_the_table_and_the_sentence_are_computed():
     features = data.EXAMPLES["both"][1]
     rows = {row[0]: row[1:] for row in data.rows(features)}

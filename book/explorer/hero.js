@@ -70,11 +70,11 @@ globalThis.cbam = cbam;
   /** The place of a channel's map that is largest, and how large it is, in words. */
   function inWords(spot, { channel, spatial }) {
     const top = spatial.map.indexOf(Math.max(...spatial.map));
-    const place = `row ${Math.floor(top / SIDE) + 1}, column ${(top % SIDE) + 1}`;
+    const place = `row ${Math.floor(top / SIDE)}, column ${top % SIDE}`;
     const maps = Array.from(channel.map, (value) => value.toFixed(2)).join(", ");
     return (
-      `Spot in channel ${spot.channel + 1}, row ${Math.round(spot.row) + 1}, column ` +
-      `${Math.round(spot.column) + 1}. The channel map is ${maps}. The spatial map is largest ` +
+      `Spot in channel ${spot.channel}, row ${Math.round(spot.row)}, column ` +
+      `${Math.round(spot.column)}. The channel map is ${maps}. The spatial map is largest ` +
       `at ${place}: ${spatial.map[top].toFixed(2)}.`
     );
   }

@@ -7,6 +7,7 @@ globalThis.cbam = cbam;
 {
   const el = cbam.element;
   const REST = {
+    lost: "This link holds no whole painting, so here is an example.",
     hover: "Point at any number or square to see where it is from; click to keep the answer.",
     touch: "Tap any number or square to see where it is from.",
   };
@@ -58,7 +59,7 @@ globalThis.cbam = cbam;
     }
 
     say({ lead, formula, note, symbol }, where) {
-      const place = where && !lead.includes(where) ? ` (${where})` : "";
+      const place = where && !lead.toLowerCase().includes(where) ? ` (${where})` : "";
       const equals = symbol ? `${symbol} = ` : "";
       this.text.innerHTML =
         `<b>${lead}</b>${place}: <span class="paint-formula">${equals}${formula}</span>` +
@@ -67,6 +68,11 @@ globalThis.cbam = cbam;
 
     words() {
       return this.text.textContent;
+    }
+
+    /** Say that the address had a painting that cannot be read. */
+    lose() {
+      this.text.textContent = REST.lost;
     }
 
     rest(touch) {

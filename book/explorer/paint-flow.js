@@ -36,7 +36,8 @@ globalThis.cbam = cbam;
   function sayer(name, scene) {
     return (index, value) => {
       const where = cbam.whereInWords(name, index, scene());
-      return `${NAMES[name]}${where && `, ${where}`}: ${cbam.number(value)}`;
+      const words = name.startsWith("hidden") ? [where, NAMES[name]] : [NAMES[name], where];
+      return `${words.filter(Boolean).join(", ")}: ${cbam.number(value)}`;
     };
   }
 

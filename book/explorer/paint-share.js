@@ -26,6 +26,9 @@ globalThis.cbam = cbam;
     return `paint=${letters(hundredths)}.${rest}`;
   };
 
+  /** What an object has of its own under a key that anybody may have written. */
+  const own = (object, key) => (object && Object.hasOwn(object, key) ? object[key] : null);
+
   /** The painting and the settings of such a line, or null if it is none that can be shown. */
   cbam.fromHash = function (hash, count, layers) {
     const [, drawn, rest] = /^#?paint=([\w-]+)\.([\w.-]+)$/.exec(hash) || [];
@@ -37,7 +40,8 @@ globalThis.cbam = cbam;
       return null; // not what btoa writes
     }
     const [order, weights, reduction, kernel, openChannel, openSpatial] = rest.split(".");
-    const known = cbam.ORDERS.includes(order) && layers[weights]?.[reduction]?.[kernel];
+    const layer = own(own(own(layers, weights), reduction), kernel);
+    const known = cbam.ORDERS.includes(order) && layer;
     if (features.length !== count || !known) return null;
     return {
       features,

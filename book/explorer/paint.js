@@ -59,6 +59,7 @@ globalThis.cbam = cbam;
       this.lay();
       this.listen();
       this.rebuild();
+      if (!this.shared && location.hash.startsWith("#paint=")) this.dock.lose();
     }
 
     // ---- what is computed -------------------------------------------------------------------
@@ -313,10 +314,17 @@ globalThis.cbam = cbam;
       this.update();
     }
 
+    /** A second finger wants to zoom: what the first one painted on its way goes back. */
+    takeBack() {
+      if (this.stroke != null) this.undo();
+      this.stroke = null;
+    }
+
     /** Begin with one of the examples. */
     start(name) {
       const example = this.data.examples.find((one) => one.name === name);
       this.remember();
+      this.lens = null; // back to where the map is largest
       this.features = Float32Array.from(example.features);
       this.chosen.value = name;
       this.update();
@@ -373,6 +381,7 @@ globalThis.cbam = cbam;
       desk.addEventListener("pointerdown", (event) => {
         const cell = cellAt(event);
         this.byTouch = event.pointerType !== "mouse";
+        if (!event.isPrimary) return this.takeBack();
         if (!paints(cell) || event.button !== 0) return;
         event.preventDefault();
         cell.releasePointerCapture?.(event.pointerId);
@@ -410,7 +419,9 @@ globalThis.cbam = cbam;
         if (again) return;
         this.kept = true;
         this.trace(cell);
-        if (this.byTouch) this.speak();
+        if (!this.byTouch) return;
+        cell.scrollIntoView({ block: "nearest" }); // the foot has grown
+        this.speak();
       });
       desk.addEventListener("focusin", (event) => {
         const cell = cellAt(event);

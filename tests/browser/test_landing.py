@@ -50,7 +50,7 @@ def test_keys_move_the_spot_and_both_gates_answer(still):
     for _ in range(4):  # over the edge, into the next channel
         still.keyboard.press("ArrowDown")
     agree(still, (channel + 1, (row + 6) % 8, column + 1))
-    still.wait_for_selector("text=Spot in channel 3, row 3, column 5.", state="attached")
+    still.wait_for_selector("text=Spot in channel 2, row 2, column 4.", state="attached")
 
 
 def test_the_pointer_moves_it(still):

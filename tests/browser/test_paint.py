@@ -232,6 +232,64 @@ def test_a_finger_paints_and_a_tap_traces(phone, site):
     assert too_wide(phone) == []
 
 
+def test_a_second_finger_takes_back_what_the_first_painted(phone, site):
+    settled(phone, site + PAGE)
+    start_from(phone, "blank")
+    phone.locator(".paint-canvas").first.scroll_into_view_if_needed()
+    at = [dict(zip("xy", box_of(phone, 0, row, 2), strict=True)) for row in (1, 6)]
+    fingers = [{**place, "id": number} for number, place in enumerate(at)]
+    touch = phone.context.new_cdp_session(phone)
+    for kind, points in (("Start", fingers[:1]), ("Start", fingers), ("End", [])):
+        event = {"type": f"touch{kind}", "touchPoints": points}
+        touch.send("Input.dispatchTouchEvent", event)
+    phone.wait_for_function("cbam.painter.due === false")
+    assert features_of(phone).sum() == 0
+    assert phone.evaluate("cbam.painter.stroke") is None
+
+
+def test_what_was_tapped_stays_in_sight_when_the_foot_grows(phone, site):
+    settled(phone, site + PAGE)
+    cell = phone.locator('[aria-label="Convolution"] .paint-cell').first
+    foot = phone.locator(".paint-dock")
+    phone.evaluate(
+        """([cell, foot]) => {
+          scrollBy(0, cell.getBoundingClientRect().bottom - foot.getBoundingClientRect().top + 4);
+        }""",
+        [cell.element_handle(), foot.element_handle()],
+    )
+    before = foot.bounding_box()
+    place = cell.bounding_box()
+    assert place["y"] + place["height"] <= before["y"]
+    phone.touchscreen.tap(place["x"] + 5, place["y"] + 5)
+    assert "The convolution" in said(phone)
+    after, place = foot.bounding_box(), cell.bounding_box()
+    assert after["height"] > before["height"]
+    assert place["y"] + place["height"] <= after["y"]
+
+
+def test_a_finger_finds_the_controls_large_enough(phone, site):
+    settled(phone, site + PAGE)
+    small = phone.evaluate(
+        """() => [...document.querySelectorAll(".paint :is(button, select, .paint-choice label)")]
+          .map(one => [one.textContent, one.getBoundingClientRect()])
+          .filter(([, box]) => box.width < 40 || box.height < 40).map(([text]) => text)"""
+    )
+    assert small == []
+    assert too_wide(phone) == []
+
+
+def test_four_times_as_large_the_map_is_still_in_sight(paint):
+    paint.set_viewport_size({"width": 320, "height": 256})  # WCAG 2.1, success criterion 1.4.10
+    sheet = paint.locator(".paint-canvas").first
+    paint.evaluate("document.querySelector('.paint-canvas').scrollIntoView({block: 'center'})")
+    box = sheet.locator(".paint-frame").bounding_box()
+    on_top = paint.evaluate(
+        "([x, y]) => document.elementFromPoint(x, y).className",
+        [box["x"] + box["width"] / 2, box["y"] + 0.7 * box["height"]],
+    )
+    assert "paint-cell" in on_top
+
+
 def test_the_keys_walk_paint_and_take_back(paint):
     start_from(paint, "blank")
     first = paint.locator(".paint-canvas").first.locator(".paint-cell").first
@@ -373,6 +431,37 @@ def test_the_lens_holds_what_the_convolution_adds_up(paint):
     assert "the mean at row 1, column 1" in said(paint)
 
 
+def test_another_example_brings_the_lens_back_to_the_largest_place(paint):
+    paint.locator('[aria-label="Spatial map"] .paint-cell').nth(63).hover()
+    assert paint.locator(".paint-lens h5").inner_text() == "Lens: row 7, column 7"
+    paint.locator(".paint-shape").first.hover()
+    start_from(paint, "spot")
+    top = paint.evaluate(
+        """() => {
+          const { logits } = cbam.painter.scene.result.spatial;
+          return logits.indexOf(Math.max(...logits));
+        }"""
+    )
+    place = f"row {top // 8}, column {top % 8}"
+    assert paint.locator(".paint-lens h5").inner_text() == f"Lens: {place}"
+
+
+def test_the_foot_says_nothing_twice(paint):
+    paint.locator('[aria-label="Hidden units, max"] .paint-cell').nth(2).hover()
+    assert said(paint).count("idden unit 2") == 1
+
+
+def test_the_systems_own_colours_show_what_is_chosen(paint):
+    paint.emulate_media(forced_colors="active")
+    chosen, other = (
+        paint.locator(f'label[for="paint-kernel-{k}"]').evaluate(
+            "label => getComputedStyle(label).backgroundColor"
+        )
+        for k in (7, 3)
+    )
+    assert chosen != other
+
+
 @pytest.mark.parametrize(
     ("order", "gates"),
     [
@@ -447,6 +536,31 @@ def test_a_link_that_says_nothing_starts_as_always(paint, site, ending):
     paint.goto("about:blank")
     settled(paint, site + PAGE + ending)
     np.testing.assert_allclose(features_of(paint), MAPS[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "channel-spatial.constructor.prototype.toString.0.0",
+        "channel-spatial.made.constructor.name.0.0",
+        "channel-spatial.made.NaN.7.0.0",
+        "toString.made.1.7.0.0",
+    ],
+)
+def test_a_link_cannot_name_what_the_page_has_not(paint, site, settings):
+    drawn = paint.evaluate("cbam.toHash(cbam.painter.features, cbam.painter.settings)")
+    paint.goto("about:blank")
+    settled(paint, f"{site}{PAGE}#{drawn.split('.')[0]}.{settings}")
+    np.testing.assert_allclose(features_of(paint), MAPS[0], atol=1e-6)
+    assert paint.locator(".paint-gate").count() == 2
+
+
+def test_a_link_that_was_cut_says_so(paint, site):
+    link = paint.evaluate("cbam.toHash(cbam.painter.features, cbam.painter.settings)")
+    assert "no whole painting" not in said(paint)
+    paint.goto("about:blank")
+    settled(paint, f"{site}{PAGE}#{link[:-60]}")
+    assert "no whole painting" in said(paint)
 
 
 @pytest.mark.parametrize(
