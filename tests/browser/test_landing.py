@@ -120,3 +120,10 @@ def test_a_phone_shows_the_picture_and_the_first_way_on(phone, site):
 def test_no_mathematics_is_loaded_for_it(still):
     loaded = still.evaluate("performance.getEntriesByType('resource').map(one => one.name)")
     assert not [name for name in loaded if "mathjax" in name.lower()]
+
+
+def test_paper_does_not_tear_the_picture_apart(still):
+    still.emulate_media(media="print")
+    picture = still.locator(".landing-picture")
+    assert picture.evaluate("part => getComputedStyle(part).breakInside") == "avoid"
+    assert picture.bounding_box()["height"] < still.viewport_size["height"] / 2

@@ -628,6 +628,14 @@ def test_without_javascript_there_is_a_table(browser, site):
         assert cells == ["weight, σ(logit)", *(f"{weight:.2f}" for weight in weights)]
 
 
+def test_the_experiments_are_a_click_away_and_so_is_the_way_back(paint):
+    paint.locator("article").get_by_role("link", name="three experiments").click()
+    paint.wait_for_function("scrollY > 1500")
+    paint.get_by_role("link", name="up there").click()
+    paint.wait_for_function("scrollY < 500")
+    assert paint.locator(".paint-canvas").first.is_visible()
+
+
 def test_paper_has_the_table_too(paint):
     assert not paint.locator("#explorer-paint table").is_visible()
     paint.emulate_media(media="print")
