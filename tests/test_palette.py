@@ -63,5 +63,8 @@ def test_features_and_maps_have_the_colours_of_the_figures() -> None:
     """What is blue and orange in a figure is the same blue and orange on the page."""
     from cbam_edu.plot import PALETTE as FIGURES
 
-    used = {"#{:02X}{:02X}{:02X}".format(*c) for c in colours("light").values()}
-    assert {FIGURES[0], FIGURES[1], FIGURES[4]} <= used
+    pair = {
+        mode: {"#{:02X}{:02X}{:02X}".format(*colours(mode)[name]) for name in ("feature", "map")}
+        for mode in ("light", "dark")
+    }
+    assert pair == {"light": {FIGURES[0], FIGURES[4]}, "dark": {FIGURES[5], FIGURES[1]}}

@@ -27,7 +27,7 @@ from explorer_network import photographs
 NETWORK, BLOCK, PHOTO = "resnet20_cbam", "stages.2.1.attention", 32
 CARD, PLACE, SPACE = (1200, 630), 12, 14  # pixels; a place's edge, and between two sheets
 EDGE_OF_CARD, TOP, BAR_WIDTH = 64, 284, 40
-BLUE, ORANGE_RGB, WHITE = (0, 114, 178), (230, 159, 0), (255, 255, 255)
+BLUE, ORANGE_RGB, WHITE = (0, 114, 178), (213, 94, 0), (255, 255, 255)
 NAMES, SIGNS = ("F", "M c", "F′", "M s", "F″"), ("→", "×", "=", "×", "=")
 WORDS = "Attention for feature maps: first what, then where."
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

@@ -23,7 +23,8 @@ from explorer_paint import CHANNELS, SIDE, corners, made
 STATIC = Path(__file__).resolve().parents[1] / "_static"
 PICTURE = STATIC / "cbam.svg"
 # The colours of book/_static/palette.css, for a picture that stands alone.
-INK, QUIET, EDGE, BLUE, ORANGE = "#1a2330", "#51606f", "#728190", "#0072b2", "#e69f00"
+INK, QUIET, EDGE, BLUE, ORANGE = "#1a2330", "#51606f", "#728190", "#0072b2", "#d55e00"
+AMBER = "#e69f00"  # orange at night
 REDUCTION, KERNEL = 1, 7
 BASE = 0.6  # how loud the four blobs are beside the spot
 SPOT = (1, 4.0, 3.0)  # channel, row and column where the bright spot is before anybody moves it
@@ -192,10 +193,10 @@ def mark(blue: str, orange: str, cell: int = 14, view: str = "0 9 70 50") -> str
 
 DRAWINGS = {
     "cbam.svg": picture,
-    "logo.svg": lambda: mark(BLUE, "#d55e00"),
-    "logo-dark.svg": lambda: mark("#56b4e9", ORANGE),
+    "logo.svg": lambda: mark(BLUE, ORANGE),
+    "logo-dark.svg": lambda: mark("#56b4e9", AMBER),
     "favicon.svg": lambda: mark(
-        "#1f8ccb", ORANGE, 16, "0 0 71 71"
+        "#1f8ccb", AMBER, 16, "0 0 71 71"
     ),  # the browser's bar is light or dark
 }
 
