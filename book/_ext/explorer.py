@@ -71,9 +71,9 @@ def add_scripts(
     scripts = dict.fromkeys(script for part in parts for script in PARTS[part])
     for script in scripts:
         app.add_js_file(f"../{FOLDER}/{script}", loading_method="defer")
-    for sheet in ("explorer.css", *(f"{part}.css" for part in parts)):
-        if scripts and (SOURCE / sheet).is_file():  # a part may have a style sheet of its own
-            app.add_css_file(f"../{FOLDER}/{sheet}")
+    for part in parts:
+        if (SOURCE / f"{part}.css").is_file():  # a part may have a style sheet of its own
+            app.add_css_file(f"../{FOLDER}/{part}.css")
 
 
 def copy_scripts(app: Sphinx, error: Exception | None) -> None:

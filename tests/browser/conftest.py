@@ -6,6 +6,7 @@
 ``page``      a fresh page, 1280 x 900, on which the clipboard may be used
 ``phone``     a fresh page of a phone: 375 x 812, with touch
 ``offline``   a fresh page without a network, for ``copied``
+``scriptless``  a fresh page on which JavaScript is off
 
 Each of the pages fails its test at the end if anything was logged as an error, thrown, or asked
 of another place than ``site`` or ``copied``. A context of one's own is watched by
@@ -101,5 +102,15 @@ def offline(browser, copied):
     with (
         browser.new_context(**LAPTOP, offline=True) as context,
         watched(context.new_page(), copied) as page,
+    ):
+        yield page
+
+
+@pytest.fixture
+def scriptless(browser, site):
+    """Return a fresh page on a laptop whose JavaScript is off."""
+    with (
+        browser.new_context(**LAPTOP, java_script_enabled=False) as context,
+        watched(context.new_page(), site) as page,
     ):
         yield page

@@ -93,14 +93,12 @@ def test_nothing_moves_for_those_who_want_no_motion(still):
     assert still.inner_text(".gates-pause") == "Play"
 
 
-def test_it_is_all_there_without_javascript_and_stands_where_it_stood(browser, site, still):
-    with browser.new_context(java_script_enabled=False) as context:
-        page = context.new_page()
-        page.set_viewport_size(still.viewport_size)
-        page.goto(site + HOME)
-        assert page.locator(".gates").bounding_box() == still.locator(".gates").bounding_box()
-        assert page.locator(".gates [fill-opacity]").count() == 836
-        assert not page.locator(".gates-pause").is_visible()
+def test_it_is_all_there_without_javascript_and_stands_where_it_stood(scriptless, site, still):
+    scriptless.set_viewport_size(still.viewport_size)
+    scriptless.goto(site + HOME)
+    assert scriptless.locator(".gates").bounding_box() == still.locator(".gates").bounding_box()
+    assert scriptless.locator(".gates [fill-opacity]").count() == 836
+    assert not scriptless.locator(".gates-pause").is_visible()
 
 
 def test_the_first_screen_says_it_all(still):

@@ -715,12 +715,10 @@ def test_it_works_from_a_copied_folder_without_a_network(offline, copied):
     expect(offline.locator(".look-footer")).to_contain_text("1 gate off")
 
 
-def test_without_javascript_there_is_a_picture_and_a_table(browser, site):
-    with browser.new_context(java_script_enabled=False) as context:
-        page = context.new_page()
-        page.goto(site + PAGE)
-        fallback = page.locator("#explorer-look > .explorer-fallback")
-        assert fallback.is_visible()
-        assert fallback.locator("svg.look-still image").count() == BLOCKS + 1
-        assert fallback.locator("tbody tr").count() == BLOCKS
-        assert fallback.get_by_role("link").count() >= 4
+def test_without_javascript_there_is_a_picture_and_a_table(scriptless, site):
+    scriptless.goto(site + PAGE)
+    fallback = scriptless.locator("#explorer-look > .explorer-fallback")
+    assert fallback.is_visible()
+    assert fallback.locator("svg.look-still image").count() == BLOCKS + 1
+    assert fallback.locator("tbody tr").count() == BLOCKS
+    assert fallback.get_by_role("link").count() >= 4

@@ -615,17 +615,15 @@ def test_the_page_is_for_everyone(paint, scheme, width):
         assert too_wide(paint) == []
 
 
-def test_without_javascript_there_is_a_table(browser, site):
-    with browser.new_context(java_script_enabled=False) as context:
-        page = context.new_page()
-        page.goto(site + PAGE)
-        table = page.locator("#explorer-paint table")
-        assert table.is_visible()
-        gate = data.made(1, 7).channel
-        with torch.no_grad():
-            weights = gate(BATCH[3:4]).flatten()
-        cells = table.locator("tbody tr").last.locator("td").all_inner_texts()
-        assert cells == ["weight, σ(logit)", *(f"{weight:.2f}" for weight in weights)]
+def test_without_javascript_there_is_a_table(scriptless, site):
+    scriptless.goto(site + PAGE)
+    table = scriptless.locator("#explorer-paint table")
+    assert table.is_visible()
+    gate = data.made(1, 7).channel
+    with torch.no_grad():
+        weights = gate(BATCH[3:4]).flatten()
+    cells = table.locator("tbody tr").last.locator("td").all_inner_texts()
+    assert cells == ["weight, σ(logit)", *(f"{weight:.2f}" for weight in weights)]
 
 
 def test_the_experiments_are_a_click_away_and_so_is_the_way_back(paint):
