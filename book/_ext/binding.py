@@ -18,6 +18,7 @@ import yaml
 from bs4 import BeautifulSoup, Tag
 
 from address import ROOT, contents, site
+from numbering import chapter_of
 
 STYLE = ROOT / "book/_ext/pdf.css"
 COVER = "_static/cbam.svg"
@@ -188,7 +189,8 @@ def table_of_contents(titles: dict[str, str], numbers: dict[str, int]) -> str:
     for caption, pages in [*parts(), ("", [ANSWERS])]:
         lines.append(f'<p class="part">{html.escape(caption)}</p>' if caption else "")
         for page in pages:
-            words, number = html.escape(titles[page]), numbers.get(slug(page), "")
+            words = html.escape(f"{chapter_of(page)} {titles[page]}".strip())
+            number = numbers.get(slug(page), "")
             line = f'<a href="#{slug(page)}"><span>{words}</span><span>{number}</span></a>'
             lines.append(f'<p class="entry">{line}</p>')
     return "<h1>Contents</h1>" + "".join(lines)
