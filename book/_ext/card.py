@@ -5,7 +5,7 @@
     python book/_ext/card.py
 
 writes ``social-card.png``, ``favicon.png`` and ``touch-icon.png`` to ``book/_static``. The card
-shows a photograph of the test set, and what one block of the trained network does to four of its
+shows a photograph of the test set, and what one block of the trained network does to three of its
 channels: all of it is computed. The letters are those that matplotlib brings along, and squares
 are squares, so that every machine draws the same.
 """
@@ -18,16 +18,17 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from cbam_edu import data, load_pretrained
-from diagram import EDGE, INK, QUIET, STATIC, Grid, Steps
-from explorer_network import photographs
+from cbam_edu import data
+from diagram import BLUE, EDGE, INK, MARK, ORANGE, QUIET, STATIC, Grid, Steps
+from explorer_network import network, photographs
 
-NETWORK, BLOCK, PHOTO = "resnet20_cbam", "stages.2.1.attention", 32
+BLOCK, PHOTO = "stages.2.1.attention", 32
 CARD, PLACE, SPACE = (1200, 630), 12, 14  # pixels; a place's edge, and between two sheets
 EDGE_OF_CARD, TOP, BAR_WIDTH = 64, 284, 40
-BLUE, ORANGE_RGB, WHITE = (0, 114, 178), (213, 94, 0), (255, 255, 255)
+BLUE_RGB, ORANGE_RGB = (ImageColor.getrgb(colour)[:3] for colour in (BLUE, ORANGE))
+WHITE = (255, 255, 255)
 NAMES, SIGNS = ("F", "M c", "F′", "M s", "F″"), ("→", "×", "=", "×", "=")
 WORDS = "Attention for feature maps: first what, then where."
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -40,12 +41,11 @@ def photograph() -> torch.Tensor:
 
 def looked_at() -> Steps:
     """Return the block's steps for the two channels that it opens widest and the most shut one."""
-    network = load_pretrained(NETWORK).eval()
-    attention = network.get_submodule(BLOCK)
+    attention = network().get_submodule(BLOCK)
     kept: list[torch.Tensor] = []
     hook = attention.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0]))
     with torch.no_grad():
-        network(data.normalise(photograph()))
+        network()(data.normalise(photograph()))
         hook.remove()
         x = kept[0]
         channel = attention.get_submodule("channel")(x)
@@ -88,13 +88,10 @@ def draw_grid(
 
 def draw_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int], step: int, cell: int) -> None:
     """Draw the book's mark: a column and a grid."""
-    near = {(2, 1): 1.0, (1, 1): 0.6, (3, 1): 0.6, (2, 0): 0.6, (2, 2): 0.6}
-    for x in range(4):
-        for y in range(3):
-            strength = near.get((x, y), 0.3) if x else (0.45, 1.0, 0.45)[y]
-            colour = shade(BLUE if x else ORANGE_RGB, strength)
-            left, top = corner[0] + x * step + (step // 4 if x else 0), corner[1] + y * step
-            draw.rounded_rectangle((left, top, left + cell, top + cell), cell // 7, fill=colour)
+    for (x, y), strength in MARK.items():
+        colour = shade(BLUE_RGB if x else ORANGE_RGB, strength)
+        left, top = corner[0] + x * step + (step // 4 if x else 0), corner[1] + y * step
+        draw.rounded_rectangle((left, top, left + cell, top + cell), cell // 7, fill=colour)
 
 
 def draw_name(draw: ImageDraw.ImageDraw, foot: tuple[int, int], name: str) -> None:
@@ -125,7 +122,7 @@ def draw_steps(image: Image.Image, steps: Steps) -> None:
                 draw_grid(draw, (left, top), bar, ORANGE_RGB, BAR_WIDTH)
             elif name != "M s":
                 sheets = {"F": steps.features, "F′": steps.refined, "F″": steps.output}[name]
-                draw_grid(draw, (left, top), sheets[row], BLUE)
+                draw_grid(draw, (left, top), sheets[row], BLUE_RGB)
         if name == "M s":
             draw_grid(draw, (left, TOP + step), steps.spatial, ORANGE_RGB)
         left += width + gap

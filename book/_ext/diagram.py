@@ -178,15 +178,18 @@ text {{ font: 1.35px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; text-a
 """
 
 
+# The book's mark: a column, one number a channel, and a grid, one a place; how strong each cell is.
+MARK = {(0, 0): 0.45, (0, 1): 1, (0, 2): 0.45} | {
+    (x, y): {0: 1.0, 1: 0.6}.get(abs(x - 2) + abs(y - 1), 0.3) for x in (1, 2, 3) for y in range(3)
+}
+
+
 def mark(blue: str, orange: str, cell: int = 14, view: str = "0 9 70 50") -> str:
-    """Return the book's mark: a column, one number a channel, and a grid, one a place."""
-    near = {(2, 1): 1.0, (1, 1): 0.6, (3, 1): 0.6, (2, 0): 0.6, (2, 2): 0.6}
-    column = [(0, y, orange, (0.45, 1, 0.45)[y]) for y in range(3)]
-    grid = [(x, y, blue, near.get((x, y), 0.3)) for x in range(1, 4) for y in range(3)]
+    """Return the book's mark as an SVG."""
     cells = "".join(
         f'<rect x="{x * 17 + (4 if x else 0)}" y="{y * 17 + 10}" width="{cell}" height="{cell}" '
-        f'rx="2" fill="{colour}" fill-opacity="{strength}"/>\n'
-        for x, y, colour, strength in [*column, *grid]
+        f'rx="2" fill="{blue if x else orange}" fill-opacity="{strength}"/>\n'
+        for (x, y), strength in MARK.items()
     )
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">\n{cells}</svg>\n'
 

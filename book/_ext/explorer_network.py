@@ -29,6 +29,7 @@ from cbam_edu.explain import AttentionMap, attention_maps
 
 NAME = "resnet20_cbam"
 PER_CLASS = 6  # photographs of each class; one of them is a mistake, if there is one
+FIRST = 44  # of them, the one that the page begins with: a horse that it is not too sure of
 DIGITS = 5  # of the mean maps: what the last bits are depends on the machine
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -144,7 +145,6 @@ def content() -> dict[str, Any]:
     photos, indices = photographs(), chosen()
     right = int((answers() == photos.labels).sum())
     return {
-        "name": NAME,
         "classes": list(photos.classes),
         "mean": list(data.MEAN),
         "std": list(data.STD),
@@ -152,6 +152,7 @@ def content() -> dict[str, Any]:
         "layout": [[name, list(a.shape)] for name, a in found.items()],
         "weights": _base64(numbers),
         "photographs": {
+            "first": FIRST,
             "indices": indices,
             "labels": photos.labels[indices].tolist(),
             "answers": answers()[indices].tolist(),
@@ -170,7 +171,6 @@ def network_data() -> str:
 # ---- The page where it cannot run: one photograph and what the gates say to it
 
 STYLE = Path(__file__).resolve().parents[1] / "explorer" / "look.css"
-FIRST = 44  # of the photographs on the page, the one that it begins with, as look.js has it
 CELL, GAP, LINE = 96, 12, 18  # of the drawing, in its own units
 
 

@@ -13,9 +13,9 @@ import torch
 from docutils import nodes
 from numpy.typing import NDArray
 from sphinx.util.docutils import SphinxDirective
-from torch import Tensor
 
 from cbam_edu import CBAM
+from explorer_network import gates
 from tables import table
 
 CHANNELS, SIDE = 4, 8
@@ -25,7 +25,6 @@ KERNELS = (3, 5, 7)
 SEED = 0  # of the fresh weights, and of the noise
 CENTRES = {3: 1, 5: 3, 7: 3}  # the side of the kernel's middle, for each side of the kernel
 MAXIMA, MEANS = 7.2, 3.6  # what the middle's weights add up to, in each of the two planes
-EPSILON = 1e-5  # of PyTorch's BatchNorm
 SHIFT = -1.0  # the BatchNorm's: a place stays rather shut until the convolution speaks for it
 
 Features = NDArray[np.float64]
@@ -98,29 +97,18 @@ def made(reduction: int, kernel: int) -> CBAM:
 MODULES = {"made": made, "fresh": fresh}
 
 
-def numbers(values: Tensor) -> list[float]:
+def numbers(values: NDArray[np.float64]) -> list[float]:
     """Return float32 numbers, flat, each with the fewest digits that say which one it is."""
-    return [float(str(value)) for value in values.detach().numpy().ravel()]
+    return [float(str(value)) for value in values.astype(np.float32).ravel()]
 
 
 def layer(module: CBAM) -> dict[str, Any]:
     """Return a module's weights under the names that ``attention.js`` gives them."""
-    state = module.state_dict()
-    norm = {name: state[f"spatial.norm.{name}"] for name in ("weight", "bias")}
-    scale = norm["weight"] / torch.sqrt(state["spatial.norm.running_var"] + EPSILON)
-    shift = norm["bias"] - state["spatial.norm.running_mean"] * scale
-    return {
-        "channels": CHANNELS,
-        "hidden": len(state["channel.mixer.0.bias"]),
-        "kernel": state["spatial.conv.weight"].shape[-1],
-        "w0": numbers(state["channel.mixer.0.weight"]),
-        "b0": numbers(state["channel.mixer.0.bias"]),
-        "w1": numbers(state["channel.mixer.2.weight"]),
-        "b1": numbers(state["channel.mixer.2.bias"]),
-        "conv": numbers(state["spatial.conv.weight"]),
-        "scale": numbers(scale)[0],
-        "shift": numbers(shift)[0],
-    }
+    found = {name: numbers(values) for name, values in gates(module).items()}
+    (scale,), (shift,) = found["scale"], found["shift"]
+    kernel = module.spatial.conv.kernel_size[0]
+    sizes = {"channels": module.channels, "hidden": len(found["b0"]), "kernel": kernel}
+    return sizes | found | {"scale": scale, "shift": shift}
 
 
 def layers() -> dict[str, dict[int, dict[int, dict[str, Any]]]]:

@@ -10,7 +10,6 @@ globalThis.cbam = cbam;
 cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
 
 {
-  const FIRST = 44; // the photograph to begin with, a horse that it is not too sure of
   const PLACES = cbam.SIDE * cbam.SIDE;
   const NOTHING = () => new Uint8Array(PLACES);
   const allOn = (network) => network.blocks.map(() => ({ channel: true, spatial: true }));
@@ -307,7 +306,7 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
     root.append(screen);
     root.classList.add("explorer-ready");
     pick.drop(screen);
-    pick.choose(FIRST);
+    pick.choose(cbam.networkData.photographs.first);
     new MutationObserver(soon).observe(document.documentElement, {
       attributeFilter: ["data-theme"],
     });

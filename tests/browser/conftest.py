@@ -15,6 +15,7 @@ of another place than ``site`` or ``copied``. A context of one's own is watched 
 
 import shutil
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -80,37 +81,37 @@ def browser():
         yield browser
 
 
+@contextmanager
+def fresh(browser, base, **options):
+    """Yield a watched page in a context of its own."""
+    with browser.new_context(**options) as context, watched(context.new_page(), base) as page:
+        yield page
+
+
 @pytest.fixture
 def page(browser, site):
     """Return a fresh page on a laptop."""
-    with browser.new_context(**LAPTOP) as context:
-        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site)
-        with watched(context.new_page(), site) as page:
-            yield page
+    with fresh(browser, site, **LAPTOP) as page:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site)
+        yield page
 
 
 @pytest.fixture
 def phone(browser, site):
     """Return a fresh page on a phone."""
-    with browser.new_context(**PHONE) as context, watched(context.new_page(), site) as page:
+    with fresh(browser, site, **PHONE) as page:
         yield page
 
 
 @pytest.fixture
 def offline(browser, copied):
     """Return a fresh page that has no network."""
-    with (
-        browser.new_context(**LAPTOP, offline=True) as context,
-        watched(context.new_page(), copied) as page,
-    ):
+    with fresh(browser, copied, **LAPTOP, offline=True) as page:
         yield page
 
 
 @pytest.fixture
 def scriptless(browser, site):
     """Return a fresh page on a laptop whose JavaScript is off."""
-    with (
-        browser.new_context(**LAPTOP, java_script_enabled=False) as context,
-        watched(context.new_page(), site) as page,
-    ):
+    with fresh(browser, site, **LAPTOP, java_script_enabled=False) as page:
         yield page

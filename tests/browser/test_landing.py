@@ -97,7 +97,8 @@ def test_it_is_all_there_without_javascript_and_stands_where_it_stood(scriptless
     scriptless.set_viewport_size(still.viewport_size)
     scriptless.goto(site + HOME)
     assert scriptless.locator(".gates").bounding_box() == still.locator(".gates").bounding_box()
-    assert scriptless.locator(".gates [fill-opacity]").count() == 836
+    cells = 3 * 4 * 64 + 64 + 4  # of F, F′ and F″, of M_s, of M_c
+    assert scriptless.locator(".gates [fill-opacity]").count() == cells
     assert not scriptless.locator(".gates-pause").is_visible()
 
 
