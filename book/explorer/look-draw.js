@@ -148,4 +148,45 @@ globalThis.cbam = cbam;
       stopped = true;
     };
   };
+
+  /**
+   * A button that begins a long run in slices, and stops it again, and how far the run is.
+   *
+   * @param {string} what what is counted, for those who do not see the bar
+   * @param {function(): string} words what the button says while nothing runs
+   * @param {function()} begin what it does then
+   * @returns {object} `button` and `progress`; `run(count, each, done)`, as inSlices; `halt()`, and
+   *   `label()`, for when the words have changed
+   */
+  cbam.stoppable = function (what, words, begin) {
+    let stop = null;
+    const click = () => (stop ? halt() : begin());
+    const button = cbam.element("button", { type: "button", on: { click } });
+    const progress = cbam.element("progress", { "aria-label": what });
+
+    function label() {
+      button.textContent = stop ? "Stop" : words();
+      progress.hidden = !stop;
+    }
+
+    function halt() {
+      if (stop) stop();
+      stop = null;
+      label();
+    }
+
+    function run(count, each, done) {
+      progress.max = count;
+      const told = (n) => (progress.value = n);
+      stop = cbam.inSlices(count, each, told, () => {
+        stop = null;
+        done();
+        label();
+      });
+      label();
+    }
+
+    label();
+    return { button, progress, run, halt, label };
+  };
 }

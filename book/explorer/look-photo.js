@@ -188,7 +188,6 @@ globalThis.cbam = cbam;
     const tool = { kind: "brush", size: 5, erase: false, anchor: null, box: null };
     let cursor = [16, 16];
     let last = null; // where the finger was, while it is down
-    let stop = null; // stops the patch
 
     const { stage, picture, marks } = cbam.pictureStage({
       class: "look-canvas look-cover",
@@ -313,40 +312,23 @@ globalThis.cbam = cbam;
 
     // ---- The patch that slides
 
-    const progress = cbam.element("progress", { hidden: true, "aria-label": "Patches tried" });
-    const slide = cbam.element("button", { type: "button", on: { click: toggle } });
+    const slide = cbam.stoppable("Patches tried", words, begin);
     const found = cbam.element("p", { class: "look-found", role: "status" });
 
-    function label() {
-      const started = stop ? "Stop" : `Slide a patch of ${PATCH} × ${PATCH} over it`;
-      slide.textContent = app.state.patches ? "Take the result away" : started;
-      progress.hidden = !stop;
+    function words() {
+      const started = `Slide a patch of ${PATCH} × ${PATCH} over it`;
+      return app.state.patches ? "Take the result away" : started;
     }
 
-    function halt() {
-      if (stop) stop();
-      stop = null;
-      label();
-    }
-
-    function toggle() {
-      if (stop) return halt();
+    function begin() {
       if (app.state.patches) return app.change({ patches: null });
       const { classes } = app.network;
       const named = cbam.named(app.run);
       const ask = (cover) => app.ask({ cover }).probabilities[named];
       const trial = cbam.patches(ask, app.state.cover);
-      progress.max = trial.count;
-      stop = cbam.inSlices(
-        trial.count,
-        trial.each,
-        (done) => (progress.value = done),
-        () => {
-          stop = null;
-          app.change({ patches: { named: classes[named], changes: trial.changes() } });
-        },
+      slide.run(trial.count, trial.each, () =>
+        app.change({ patches: { named: classes[named], changes: trial.changes() } }),
       );
-      label();
     }
 
     function tellFound() {
@@ -373,17 +355,17 @@ globalThis.cbam = cbam;
       { class: "look-below", "aria-label": "Cover a part of it" },
       tools(app, tool, clear),
       keys,
-      cbam.element("div", { class: "look-row" }, slide, progress, found),
+      cbam.element("div", { class: "look-row" }, slide.button, slide.progress, found),
     );
     return {
       element,
       tools: below,
-      halt,
+      halt: slide.halt,
       draw() {
         const { picture: shown, cover } = app.state;
         cbam.drawPicture(picture, shown.pixels, cover, app.grey);
         drawMarks();
-        label();
+        slide.label();
         tellFound();
       },
     };

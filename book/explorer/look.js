@@ -139,53 +139,36 @@ cbam.named = (run) => run.probabilities.indexOf(Math.max(...run.probabilities));
     return { element, draw };
   }
 
-  /** Ask all photographs with the gates as they are: `element`, `halt()` and `draw()`. */
+  /** Ask all photographs with the gates as they are: `element` and `draw()`. */
   function census(app) {
     const count = app.photographs.length;
-    let stop = null;
     let gates = null; // those that the answer is about
-    const progress = cbam.element("progress", { max: count, "aria-label": "Photographs asked" });
-    const button = cbam.element("button", { type: "button", on: { click: start } });
+    const words = () => `Ask all ${count} photographs, with these gates`;
+    const asking = cbam.stoppable("Photographs asked", words, start);
     const told = cbam.element("span", { role: "status" });
-    const element = cbam.element("div", { class: "look-row" }, button, progress, told);
-
-    function label() {
-      button.textContent = stop ? "Stop" : `Ask all ${count} photographs, with these gates`;
-      progress.hidden = !stop;
-    }
-
-    function halt() {
-      if (stop) stop();
-      stop = null;
-      label();
-    }
+    const parts = [asking.button, asking.progress, told];
+    const element = cbam.element("div", { class: "look-row" }, ...parts);
 
     function start() {
-      if (stop) return halt();
       told.textContent = "";
       gates = JSON.stringify([app.state.gates, app.state.instead]);
       let right = 0;
-      const untouched = app.photographs.filter(({ label: l, answer }) => l === answer).length;
+      const untouched = app.photographs.filter(({ label, answer }) => label === answer).length;
       const each = (i) => {
-        const { pixels, label: wanted } = app.photographs[i];
-        right += cbam.named(app.ask({ pixels, cover: null })) === wanted;
+        const { pixels, label } = app.photographs[i];
+        right += cbam.named(app.ask({ pixels, cover: null })) === label;
       };
-      const done = () => {
-        stop = null;
+      asking.run(count, each, () => {
         told.textContent = `${right} of ${count} right (with all gates as trained: ${untouched}).`;
-        label();
-      };
-      stop = cbam.inSlices(count, each, (n) => (progress.value = n), done);
-      label();
+      });
     }
 
     function draw() {
       if (gates === null || gates === JSON.stringify([app.state.gates, app.state.instead])) return;
-      halt();
+      asking.halt();
       told.textContent = "";
       gates = null;
     }
-    label();
     return { element, draw };
   }
 
