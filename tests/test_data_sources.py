@@ -459,7 +459,9 @@ def test_a_member_that_is_far_too_large_is_not_even_read(site, tmp_path, monkeyp
     assert read == [len(FILES["data_batch_1"])] * 2
 
 
-@pytest.mark.parametrize("content", [b"no archive", GOOD[:-2000], b""])
+@pytest.mark.parametrize(
+    "content", [b"no archive", GOOD[:-2000], b""], ids=["no archive", "cut", "empty"]
+)
 def test_an_archive_that_cannot_be_read_is_left(site, tmp_path, content):
     site.archives[BIN] = content or pack({})[:5]
     with pytest.raises(DownloadError, match=r"its archive (cannot be read|has no right)"):
