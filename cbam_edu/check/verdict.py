@@ -1,7 +1,9 @@
 """How a judge speaks: it prints one verdict and returns whether the answer was right."""
 
+import dis
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,8 @@ def judge(task: Callable[..., None]) -> Callable[..., Verdict]:
     """Turn `task`, which raises `Wrong` for a wrong answer, into a judge.
 
     The judge prints its verdict and returns it. It never raises, so that a notebook with unsolved
-    exercises still runs to its end.
+    exercises still runs to its end. The notebook's chances, gradients and kind of numbers are after
+    it what they were before, and have no part in the verdict.
     """
 
     @functools.wraps(task)
@@ -38,19 +41,52 @@ def judge(task: Callable[..., None]) -> Callable[..., Verdict]:
         try:
             if answer is None or answer is ...:
                 raise NotImplementedError
-            task(answer, *args, **kwargs)
+            with _usual_settings():
+                task(answer, *args, **kwargs)
         except NotImplementedError:
-            print("○ Not answered yet. Replace the dots, then run this cell again.")
+            print(f"○ Not answered yet. {_what_is_missing(answer)}, then run this cell again.")
         except Wrong as wrong:
             print(f"✗ Not yet. {wrong}")
         except Exception as error:
-            print(f"✗ Not yet. Your code stopped with {type(error).__name__}: {error}")
+            if not callable(answer) and str(error).endswith("object is not callable"):
+                print(f"✗ Not yet. Hand over the function itself, not a {type(answer).__name__}.")
+            else:
+                print(f"✗ Not yet. Your code stopped with {type(error).__name__}: {error}")
         else:
             print("✓ Right.")
             return Verdict(True)
         return Verdict(False)
 
     return judged
+
+
+@contextmanager
+def _usual_settings() -> Iterator[None]:
+    """Judge with gradients and in float32, and let the notebook have its own settings again."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def _what_is_missing(answer: Any) -> str:
+    if begun(answer):
+        return "It returns None or dots: let your code end with `return` and the result"
+    return "Replace the dots"
+
+
+_IN_A_STUB = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "COPY_FREE_VARS"}
+
+
+def begun(answer: Any) -> bool:
+    """Return whether a function, or a module's `forward`, does anything yet."""
+    code = getattr(getattr(answer, "forward", answer), "__code__", None)
+    return code is not None and any(
+        step.opname not in _IN_A_STUB for step in dis.get_instructions(code)
+    )
 
 
 def tensor(value: Any, what: str) -> Tensor:
