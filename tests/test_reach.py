@@ -1,19 +1,18 @@
 """How far the site reaches: its weight, its addresses, and the pages that no source page is."""
 
 import re
-import struct
+import time
 import xml.etree.ElementTree
-import zlib
 from types import SimpleNamespace
 from urllib.parse import urljoin
 
+import pikepdf
 import pytest
 import yaml
 
 import address
 import binding
 import browser
-import compact
 import excerpts
 import light
 import pdf
@@ -170,79 +169,40 @@ def test_the_words_of_a_page_are_kept_with_their_places():
 
 # The book in print
 
-PDF = b"""%PDF-1.4
-1 0 obj
-<</CreationDate (D:20300101000000+00'00')>>
-endobj
-2 0 obj
-<</Type /Page /Parent 9 0 R>>
-endobj
-3 0 obj
-<</Length 23 /Note (a stream)>>
-stream
-9 0 obj endobj trailer
-endstream
-endobj
-4 0 obj
-<</Type /Page /Parent 9 0 R>>
-endobj
-5 0 obj
-<</late [4 0 R /XYZ 0 800 0]
-/early [2 0 R /XYZ 0 800 0]>>
-endobj
-9 0 obj
-<</Type /Pages /Count 2 /Kids [2 0 R 4 0 R]>>
-endobj
-"""
 
-
-def chromium_pdf():
-    """Return a PDF as Chromium writes it, with a table of its objects."""
-    offsets = {int(found[1]): found.start() for found in re.finditer(rb"(?m)^(\d) 0 obj\n", PDF)}
-    rows = [b"0000000000 65535 f \n"]
-    rows += [
-        b"%010d 00000 %s \n" % (offsets.get(n, 0), b"n" if n in offsets else b"f")
-        for n in range(1, 10)
-    ]
-    tail = b"trailer\n<</Size 10\n/Root 5 0 R>>\nstartxref\n%d\n%%%%EOF\n" % len(PDF)
-    return PDF + b"xref\n0 10\n" + b"".join(rows) + tail
+def two_pages():
+    """Return a PDF of two pages, each with a name, as Chromium writes them."""
+    book = pikepdf.new()
+    for _ in range(2):
+        book.add_blank_page()
+    first, second = (page.obj for page in book.pages)
+    place = [pikepdf.Name.XYZ, 0, 800, 0]
+    book.Root.Dests = pikepdf.Dictionary(late=[second, *place], early=[first, *place])
+    return book
 
 
 def test_chapters_are_found_on_their_pages():
-    assert pdf.page_numbers(chromium_pdf()) == {"early": 1, "late": 2}
+    assert pdf.page_numbers(two_pages()) == {"early": 1, "late": 2}
+    assert pdf.page_numbers(pikepdf.new()) == {}
 
 
-def test_packed_objects_are_the_same_objects():
-    small = compact.compact(chromium_pdf())
-    before = compact.objects(chromium_pdf())
-    [group] = re.findall(
-        rb"/ObjStm /N (\d+) /First (\d+).*?stream\n(.*?)\nendstream", small, re.DOTALL
-    )
-    text, first = zlib.decompress(group[2]), int(group[1])
-    index = [int(number) for number in text[:first].split()]
-    bodies = text[first:]
-    starts = [*index[1::2], len(bodies) + 1]
-    after = {n: bodies[a : b - 1] for n, a, b in zip(index[::2], starts, starts[1:], strict=False)}
-    assert after == {n: body for n, body in before.items() if n != 3}
-    assert b"3 0 obj\n" + before[3] + b"\nendobj" in small
-    [table] = re.findall(rb"/XRef .*?stream\n(.*?)\nendstream", small, re.DOTALL)
-    rows = list(struct.iter_unpack(">BIH", zlib.decompress(table)))
-    assert rows[4] == (2, 10, 2)  # the third object of the stream that is object 10
-    assert small[rows[3][1] :].startswith(b"3 0 obj")
-    assert small[int(re.findall(rb"startxref\n(\d+)", small)[0]) :].startswith(b"11 0 obj")
-
-
-def test_a_pdf_of_another_make_is_refused():
-    with pytest.raises(ValueError, match="no plain table of objects"):
-        compact.compact(b"%PDF-1.5\n")
+def test_a_finished_book_is_the_same_whenever_it_is_written_and_its_objects_are_packed(tmp_path):
+    written = [tmp_path / "a.pdf", tmp_path / "b.pdf"]
+    for path, year in zip(written, ("2029", "2030"), strict=True):
+        book = two_pages()
+        book.docinfo["/CreationDate"] = f"D:{year}0101000000+00'00'"
+        pdf.finish(book, time.gmtime(86_400), path)
+    assert written[0].read_bytes() == written[1].read_bytes()
+    assert b"/ObjStm" in written[0].read_bytes()
+    with pikepdf.open(written[0]) as book:
+        assert pdf.page_numbers(book) == {"early": 1, "late": 2}
+        assert book.docinfo["/CreationDate"] == "D:19700102000000+00'00'"
 
 
 def test_the_book_bears_its_commit_and_the_time_of_it(monkeypatch):
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     known = ("abc1234", 86_400)
     assert pdf.facts(known)[0].endswith("commit abc1234 of 1970-01-02")
-    assert b"(D:19700102000000+00'00')" in pdf.dated(PDF, pdf.moment(known))
-    assert len(pdf.dated(PDF, pdf.moment(known))) == len(PDF)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "172800")
     assert "commit abc1234 of 1970-01-03" in pdf.facts(known)[0]
 
