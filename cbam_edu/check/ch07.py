@@ -1,6 +1,6 @@
 """Judges of chapter 07, "CBAM in a network"."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -8,16 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.attention import CBAM
-from cbam_edu.check.verdict import Wrong, judge
+from cbam_edu.check.verdict import Wrong, begun, judge, number, written
 from cbam_edu.complexity import count
 from cbam_edu.surgery import Attended, add_attention
-
-
-def _written(value: Any) -> Any:
-    """Return `value`; an answer still to be written is no mistake."""
-    if value is None or value is ...:
-        raise NotImplementedError
-    return value
 
 
 def _one(net: nn.Module, kind: type[nn.Module]) -> Any:
@@ -55,6 +48,8 @@ _BEHIND = "The gate stands behind the addition: what it gives must still meet th
 @judge
 def gated_block(answer: Callable[..., nn.Module]) -> None:
     """Judge `answer(in_channels, channels, stride)`: a residual block with CBAM on its branch."""
+    if isinstance(answer, nn.Module):
+        raise Wrong("Hand over the class itself, GatedBlock, not a block made by it.")
     for case in ((16, 16, 1), (16, 32, 2), (16, 24, 1), (16, 16, 2)):
         torch.manual_seed(0)
         _judge_block(answer(*case), *case)
@@ -64,39 +59,44 @@ def _judge_block(block: nn.Module, wide: int, channels: int, stride: int) -> Non
     if not isinstance(block, nn.Module):
         raise Wrong("GatedBlock must be an nn.Module.")
     what = f"GatedBlock({wide}, {channels}, {stride})"
-    for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):  # one that starts at zero is right, too
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+    gate = _one(block, CBAM)
+    inside = set(gate.modules())
+    convs = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m not in inside]
+    convs = [conv for conv in convs if conv.kernel_size == (3, 3)]
+    if len(convs) != 2:
+        raise Wrong("The branch must have two 3 x 3 convolutions.")
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m not in inside]
+    for norm in norms:
+        if norm.affine:  # one that starts at zero is right, too
+            nn.init.ones_(norm.weight)
+            nn.init.zeros_(norm.bias)
     x = torch.randn(4, wide, 9, 8).relu()
     out = _pass(block, x, what)
     size = (4, channels, *(-(-side // stride) for side in x.shape[2:]))
     if tuple(out.shape) != size:
         raise Wrong(f"{what} gives {tuple(out.shape)} for {tuple(x.shape)}; it should be {size}.")
-    gate = _one(block, CBAM)
-    inside = set(gate.modules())
-    convs = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m not in inside]
-    if sum(conv.kernel_size == (3, 3) for conv in convs) != 2:
-        raise Wrong("The branch must have two 3 x 3 convolutions.")
     with _Held(gate, lambda out: 0 * out) as held:
         shortcut = _pass(block, x, what)
     if len(held.read) != 1:
         raise Wrong(f"The gate must be called once in a pass; it was called {len(held.read)} times")
     _judge_shut(shortcut, x, stride == 1 and wide == channels, what)
     known = torch.randn_like(out)
-    with _Held(gate, lambda _: known):
+    with _Held(gate, lambda _: known.clone()):  # the block may add to it in place
         moved = _pass(block, x, what)
     _judge_sum(moved, shortcut, known)
     _judge_read(held.read[0])
     with _Held(gate, lambda out: out - 1e4):
         if (_pass(block, x, what) < 0).any():
             raise Wrong("The block must end with a ReLU, behind the addition.")
+    _judge_learns(block, (*convs, gate), norms, x)
+    _judge_bent(block, gate, x, what)
 
 
 def _pass(block: nn.Module, x: Tensor, what: str) -> Tensor:
     with torch.no_grad():
         try:
-            out = _written(block(x))
+            given = x.clone()
+            out = written(block(given))
         except RuntimeError as error:
             if "must match the size" in str(error):
                 raise Wrong(
@@ -107,6 +107,11 @@ def _pass(block: nn.Module, x: Tensor, what: str) -> Tensor:
             raise
     if not isinstance(out, Tensor):
         raise Wrong(f"The block must return a tensor, but returns a {type(out).__name__}.")
+    if not torch.equal(given, x):
+        raise Wrong(
+            "The block changes its input in place, so that the shortcut's map is lost for whoever "
+            "gave it. Write a + b, and not a += b."
+        )
     return out
 
 
@@ -118,7 +123,8 @@ def _judge_shut(out: Tensor, x: Tensor, same_shape: bool, what: str) -> None:
     if same_shape and not torch.allclose(out, x, atol=1e-5):
         raise Wrong(
             f"With a shut gate {what} should return its input, and does not. Does the gate stand "
-            "on the shortcut? Does something else change the shortcut where the shape stays?"
+            "on the shortcut? Does something else change the shortcut where the shape stays, or "
+            "does the branch reach the addition past the gate?"
         )
 
 
@@ -150,6 +156,37 @@ def _judge_read(read: Tensor) -> None:
     )
 
 
+def _judge_learns(
+    block: nn.Module, parts: Sequence[nn.Module], norms: list[nn.BatchNorm2d], x: Tensor
+) -> None:
+    used: set[nn.Module] = set()
+    hooks = [norm.register_forward_hook(lambda norm, *_: used.add(norm)) for norm in norms]
+    out = block(x)
+    for hook in hooks:
+        hook.remove()
+    if len(used) < 2:
+        raise Wrong("Each of the two convolutions has a BatchNorm of its own behind it.")
+    if out.requires_grad:
+        out.sum().backward()
+    learnt = {id(p) for part in parts for p in part.parameters()}
+    for name, p in block.named_parameters():
+        if id(p) in learnt and p.grad is None:
+            raise Wrong(
+                f"No gradient reaches {name}, so it would never learn. Is there a detach() or a "
+                "torch.no_grad() in forward?"
+            )
+
+
+def _judge_bent(block: nn.Module, gate: nn.Module, x: Tensor, what: str) -> None:
+    block.eval()
+    with _Held(gate, lambda out: out) as held:
+        for v in (x, -x, 0 * x):
+            _pass(block, v, what)
+    up, down, middle = held.read
+    if torch.allclose(up + down, 2 * middle, atol=1e-4):
+        raise Wrong("Between the two convolutions there is no ReLU: they do no more than one.")
+
+
 # 7.2
 
 _STAGES = ((16, 32), (32, 16), (64, 8))  # channels and side of ResNet-56's maps
@@ -171,6 +208,7 @@ def _slips() -> dict[str, dict[int, str]]:
     bare = right["parameters"] - biases
     flat = 27 * 98 * 32 * 32 + sum(9 * 4 * c * (c // 8) for c, _ in _STAGES)
     macs = right["multiply-accumulates"]
+    few_places = 98 * sum(9 * (side * side - side) for _, side in _STAGES)
     thirds = "These are the {}s of ResNet-20, with three blocks a stage. ResNet-56 has nine."
     default = "This is for the reduction 16. Here it is 8, so h = C / 8."
     return {
@@ -194,6 +232,7 @@ def _slips() -> dict[str, dict[int, str]]:
                 "multiply-accumulates"
             ]: "The shared MLP runs twice, on two descriptors.",
             2 * macs: "These are FLOPs: halve them.",
+            macs - few_places: "The 7 x 7 visits side x side places, not one side of them.",
             flat: "Each stage halves the sides: 32, 16, 8. The 7 x 7 visits fewer places.",
             macs // 9: "This is for one block a stage. There are nine.",
         },
@@ -207,16 +246,12 @@ def added(answer: Mapping[str, Any]) -> None:
     if not isinstance(answer, Mapping) or set(answer) != set(right):
         raise Wrong(f"Give a dict with {', '.join(map(repr, right))}.")
     for value in answer.values():
-        _written(value)
+        written(value)
     for name, wanted in right.items():
-        value = answer[name]
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Wrong(f"{name!r} must be a number, but is a {type(value).__name__}.")
+        value = number(answer[name], repr(name))
         if value != wanted:
-            slip = _slips()[name].get(int(value) if value == int(value) else -1)
-            raise Wrong(f"{name!r} is not {value:,}. {slip or 'Add up the three stages anew.'}")
+            slip = _slips()[name].get(int(value) if value.is_integer() else -1)
+            raise Wrong(f"{name!r} is not {value:,.12g}. {slip or 'Add up the three stages anew.'}")
 
 
 # 7.3
@@ -295,10 +330,10 @@ def named(answer: Mapping[str, Any]) -> None:
     if not isinstance(answer, Mapping) or set(answer) != set(_GUILTY):
         raise Wrong(f"Give a dict with an answer for each of {', '.join(_GUILTY)}.")
     for claim in answer.values():
-        _written(claim)
+        written(claim)
     for letter, bug in _GUILTY.items():
         claim = answer[letter]
-        if claim not in _REFUTED:
+        if not isinstance(claim, str) or claim not in _REFUTED:
             names = ", ".join(map(repr, _REFUTED))
             raise Wrong(f"For suspect {letter}, choose one of {names}; {claim!r} is none of them.")
         if claim != bug:
@@ -339,10 +374,10 @@ def layer_macs(answer: Callable[[nn.Module, Tensor], Any]) -> None:
     for what, (net, size) in _nets().items():
         net.eval()
         image = torch.randn(1, *size)
-        value = _written(answer(net, image))
+        value = written(answer(net, image))
         if not isinstance(value, Mapping):
             raise Wrong(f"Return a dict from names to numbers, not a {type(value).__name__}.")
-        if any(module._forward_hooks for module in net.modules()):
+        if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
             raise Wrong(
                 "Your hooks are still on the layers. Call remove() on what "
                 "register_forward_hook returned, or the next count is wrong."
@@ -361,25 +396,26 @@ def _judge_macs(
             f"{what}: there is no number for {missing[0]!r}. Look at every nn.Conv2d and nn.Linear "
             "of net.named_modules(), and give each hook its own name."
         )
-    for name, number in value.items():
+    modules = dict(net.named_modules())
+    for name, given in value.items():
+        if name not in modules:
+            raise Wrong(f"{what}: {name!r} is not among the names of net.named_modules().")
         right = wanted[name].multiply_accumulates if name in wanted else 0
-        if isinstance(number, bool) or not isinstance(number, int | float | Tensor):
-            raise Wrong(f"{name!r} must be a number, but is a {type(number).__name__}.")
-        if float(number) != right:
-            module = net.get_submodule(name) if name in dict(net.named_modules()) else None
+        macs = number(given, repr(name))
+        if macs != right:
             runs = layers[name].runs if name in layers else 0
             raise Wrong(
-                f"{what}: {name!r} has not {float(number):,.0f} but {right:,} "
-                f"multiply-accumulates. {_why(float(number), right, module, runs)}".strip()
+                f"{what}: {name!r} has not {macs:,.12g} but {right:,} "
+                f"multiply-accumulates. {_why(macs, right, modules[name], runs)}".strip()
             )
 
 
-def _why(number: float, right: int, module: nn.Module | None, runs: int) -> str:
-    if right and number == 2 * right:
+def _why(macs: float, right: int, module: nn.Module, runs: int) -> str:
+    if right and macs == 2 * right:
         return "Yours is twice that: one multiply-accumulate is a multiplication and its addition."
-    if runs > 1 and number * runs == right:
+    if runs > 1 and macs * runs == right:
         return f"The layer runs {runs} times; add up its runs instead of keeping the last."
-    if isinstance(module, nn.Conv2d) and number == right * module.groups and module.groups > 1:
+    if isinstance(module, nn.Conv2d) and macs == right * module.groups and module.groups > 1:
         return f"With {module.groups} groups each output sees only C_in / groups channels."
     if not right:
         return "Only convolutions and linear layers count."
@@ -439,13 +475,24 @@ def design(answer: Callable[[InvertedResidual], Any]) -> None:
     for channels in (24, 64):
         block = InvertedResidual(channels)
         plain = sum(p.numel() for p in block.parameters())
+        parts = _parts(block)
         returned = answer(block)
+        if isinstance(returned, InvertedResidual) and returned is not block:
+            block, parts = returned, _parts(returned)
         if all(isinstance(getattr(block, slot), nn.Identity) for slot in SLOTS):
-            if isinstance(returned, InvertedResidual) and returned is not block:
-                block = returned
-            else:
+            if not begun(answer):
                 raise NotImplementedError
+            raise Wrong(
+                "All four slots are still empty. Assign to the one that you choose: "
+                "block.<slot> = CBAM(...)."
+            )
+        if _parts(block) != parts:
+            raise Wrong("Change nothing but one slot: the block's other parts are not as they were")
         _judge_design(block, plain)
+
+
+def _parts(block: InvertedResidual) -> dict[str, nn.Module]:
+    return {name: part for name, part in block.named_children() if name not in SLOTS}
 
 
 def _judge_design(block: InvertedResidual, plain: int) -> None:
@@ -536,9 +583,9 @@ def load_plain(answer: Callable[[nn.Module, dict[str, Tensor]], Any]) -> None:
         }
         net = _fresh(start)
         before = {key: value.clone() for key, value in net.state_dict().items()}
-        left = answer(net, dict(weights))
+        left = written(answer(net, dict(weights)))
         _judge_loaded(net, weights, before)
-        if not isinstance(_written(left), set | frozenset | list | tuple):
+        if not isinstance(left, Set | Sequence) or isinstance(left, str):
             raise Wrong(f"Return the keys that got nothing, as a set; not a {type(left).__name__}.")
         _judge_left(set(left), set(before), set(weights))
     _judge_refusal(answer)
@@ -566,11 +613,15 @@ def _judge_loaded(net: nn.Module, weights: dict[str, Tensor], before: dict[str, 
         raise Wrong("The network's keys have changed. Load into it, and leave its attention in.")
     changed = {key for key in now if not torch.equal(now[key], before[key])}
     if not changed:
-        raise NotImplementedError
+        raise Wrong("Nothing was loaded: all weights of the network are what they were.")
     if lost := [key for key, name in names.items() if not torch.equal(now[key], weights[name])]:
+        why = (
+            "A wrapped layer's key has gained '.body'; with strict=False such a weight is passed "
+            "over without a word."
+        )
         raise Wrong(
-            f"{lost[0]!r} did not get the plain weight {names[lost[0]]!r}. A wrapped layer's key "
-            "has gained '.body'; with strict=False such a weight is passed over without a word."
+            f"{lost[0]!r} did not get the plain weight {names[lost[0]]!r}. "
+            f"{why if names[lost[0]] != lost[0] else ''}".strip()
         )
     if other := changed - set(names):
         raise Wrong(f"{min(other)!r} belongs to the attention, and has changed.")
@@ -593,6 +644,11 @@ def _judge_refusal(answer: Callable[[nn.Module, dict[str, Tensor]], Any]) -> Non
         answer(net, weights | {"conv2.weight": torch.zeros(8, 8, 3, 3)})
     except KeyError:
         return
+    except Exception as error:
+        raise Wrong(
+            "A plain weight 'conv2.weight', for which the network has no place, should raise a "
+            f"KeyError; yours raises {type(error).__name__}: {error}"
+        ) from error
     raise Wrong(
         "A plain weight 'conv2.weight', for which the network has no place, should raise a "
         "KeyError. A file of another network would be loaded in part, and nobody would know."

@@ -2,11 +2,14 @@
 
 import dis
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,12 +46,12 @@ def judge(task: Callable[..., None]) -> Callable[..., Verdict]:
                 raise NotImplementedError
             with _usual_settings():
                 task(answer, *args, **kwargs)
-        except NotImplementedError:
-            print(f"○ Not answered yet. {_what_is_missing(answer)}, then run this cell again.")
         except Wrong as wrong:
             print(f"✗ Not yet. {wrong}")
         except Exception as error:
-            if not callable(answer) and str(error).endswith("object is not callable"):
+            if isinstance(error, NotImplementedError) and not error.args:  # torch's have words
+                print(f"○ Not answered yet. {_what_is_missing(answer)}, then run this cell again.")
+            elif not callable(answer) and str(error).endswith("object is not callable"):
                 print(f"✗ Not yet. Hand over the function itself, not a {type(answer).__name__}.")
             else:
                 print(f"✗ Not yet. Your code stopped with {type(error).__name__}: {error}")
@@ -66,7 +69,7 @@ def _usual_settings() -> Iterator[None]:
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.device("cpu"):
             yield
     finally:
         torch.set_default_dtype(usual)
@@ -89,12 +92,30 @@ def begun(answer: Any) -> bool:
     )
 
 
-def tensor(value: Any, what: str) -> Tensor:
-    """Return `value` if it is a tensor; an answer still to be written is no mistake."""
+def written(value: Any) -> Any:
+    """Return `value`; an answer still to be written is no mistake."""
     if value is None or value is ...:
         raise NotImplementedError
+    return value
+
+
+def number(value: Any, what: str) -> float:
+    """Return `value` if it is one number, of Python, NumPy or torch."""
+    value = written(value)
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
+    return float(value)
+
+
+def tensor(value: Any, what: str) -> Tensor:
+    """Return `value` if it is a tensor; an answer still to be written is no mistake."""
+    value = written(value)
     if not isinstance(value, Tensor):
         raise Wrong(f"{what} must be a tensor, but is a {type(value).__name__}.")
+    if value.device.type != "cpu":
+        raise Wrong(f"{what} is on {value.device}; leave it on the CPU, where the input is.")
     return value
 
 
@@ -118,9 +139,13 @@ def between(value: Any, low: float, high: float, what: str, why: str = "") -> No
 def close(value: Any, wanted: Tensor, what: str, why: str = "", tolerance: float = 1e-5) -> None:
     """Say where `what` differs most from `wanted`, after checking its shape."""
     shape(value, tuple(wanted.shape), what)
-    difference = (value.double() - wanted.double()).abs()
+    value, wanted = value.double(), wanted.double()
+    difference = (value - wanted).abs()
     if difference.numel() and not bool((difference <= tolerance * (1 + wanted.abs())).all()):
         place = torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), wanted.shape)
         index = tuple(int(i) for i in place)
         at = f"{what}[{', '.join(map(str, index))}]" if index else what
-        raise Wrong(f"{at} is {value[index]:.4g}; it should be {wanted[index]:.4g}. {why}".strip())
+        is_, be = f"{value[index]:.4g}", f"{wanted[index]:.4g}"
+        if is_ == be:
+            is_, be = f"{value[index]:.8g}", f"{wanted[index]:.8g}"
+        raise Wrong(f"{at} is {is_}; it should be {be}. {why}".strip())
