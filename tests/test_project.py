@@ -188,10 +188,38 @@ def test_the_surgery_of_the_readme_leaves_the_output_as_it_was():
 
 
 def test_local_links_of_the_front_pages_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"):
         targets = re.findall(r"\]\(([^)#]+?)\)|src=\"(.+?)\"", text(name))
         for target in (a or b for a, b in targets):
             assert "://" in target or (ROOT / target).is_file(), f"{name}: {target}"
+
+
+# The supply chain
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+DEPLOYS = {"pages: write", "id-token: write"}  # what GitHub asks of a job that publishes a site
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_may_read_the_repository_and_names_actions_by_commit(path):
+    workflow = yaml.load(path.read_text("utf-8"), yaml.BaseLoader)
+    for name, job in workflow["jobs"].items():
+        permissions = job.get("permissions", workflow.get("permissions"))
+        assert permissions is not None, f"{name} has all that the repository's settings allow"
+        allowed = DEPLOYS if name == "deploy" else {"contents: read"}
+        assert {f"{what}: {how}" for what, how in permissions.items()} <= allowed
+        for step in (step for step in job["steps"] if "uses" in step):
+            assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step["uses"])
+            if step["uses"].startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] == "false"
+
+
+def test_the_lock_is_audited_when_it_changes_and_every_week():
+    workflow = yaml.load(text(".github/workflows/audit.yml"), yaml.BaseLoader)
+    assert {"schedule", "push", "pull_request"} <= set(workflow["on"])
+    command = workflow["jobs"]["audit"]["steps"][-1]["run"].split()
+    assert command[-2:] == ["--requirement", "requirements.lock"]
+    assert "--strict" in command  # without it, what cannot be looked up passes in silence
 
 
 # The wheel

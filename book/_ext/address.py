@@ -23,6 +23,7 @@ DERIVED = (
     "README.md",
     "CITATION.cff",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "pyproject.toml",
     "book/how_to_read.md",
 )
