@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -17,7 +16,7 @@ from cbam_edu.studies import STUDIES
 from records import RESULTS
 
 Line = dict[str, Any]
-OTHERS = ("*.jsonl", "speed/*.jsonl", "checks/*.jsonl")
+OTHERS = ("*.jsonl", "speed/*.jsonl", "checks/*.jsonl", "reliability/*.jsonl")
 
 
 def lines(path: Path) -> list[Line]:
@@ -132,14 +131,8 @@ class Provenance(SphinxDirective):
         folder = RESULTS / "studies" if studies else RESULTS
         for row, (name, *_) in zip(list(shown.findall(nodes.row))[1:], body, strict=True):
             self.env.note_dependency(str(folder / name))
-            row[0][0] = nodes.paragraph("", "", self._link(folder / name, name))
+            row[0][0] = nodes.paragraph("", "", tables.download(self.env, folder / name, name))
         return [shown]
-
-    def _link(self, path: Path, name: str) -> nodes.Element:
-        target = f"/{path.relative_to(self.env.srcdir)}"
-        link = addnodes.download_reference("", "", nodes.literal("", name), reftarget=target)
-        link["refdoc"] = self.env.docname
-        return link
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

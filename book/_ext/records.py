@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -89,15 +88,11 @@ class RecordedRuns(SphinxDirective):
             for study in sorted({record["study"] for record in records}):
                 title = nodes.paragraph("", "", nodes.strong("", f"Study: {study}"))
                 content += [title, table([r for r in records if r["study"] == study])]
-            content.append(self._download(path))
+            text = nodes.Text(
+                " holds one line a run: all of the above, the whole recipe, versions and commit."
+            )
+            content.append(nodes.paragraph("", "", tables.download(self.env, path), text))
         return content or [nodes.paragraph("", "No run has been recorded yet.")]
-
-    def _download(self, path: Path) -> nodes.paragraph:
-        target = f"/{path.relative_to(self.env.srcdir)}"
-        link = addnodes.download_reference("", "", nodes.literal("", path.name), reftarget=target)
-        link["refdoc"] = self.env.docname
-        text = " holds one line a run: all of the above, the whole recipe, versions and commit."
-        return nodes.paragraph("", "", link, nodes.Text(text))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,10 +1,13 @@
-"""Tables of counted and recorded figures, and every table within reach of the keyboard."""
+"""Tables of counted and recorded figures, and links to the files that they are read from."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 
 def table(
@@ -24,6 +27,13 @@ def table(
     group += nodes.thead("", row(headings))
     group += nodes.tbody("", *map(row, rows))
     return nodes.table("", group, classes=["figures"])
+
+
+def download(env: BuildEnvironment, path: Path, name: str = "") -> addnodes.download_reference:
+    """Return a link, on the page that is read, to a copy of a file beside the site."""
+    text = nodes.literal("", name or path.name)
+    target = f"/{path.relative_to(env.srcdir)}"
+    return addnodes.download_reference("", "", text, reftarget=target, refdoc=env.docname)
 
 
 def _focusable(
