@@ -198,8 +198,9 @@ def compare(
     tasks: dict[Any, Callable[[], object]] = {"copy": lambda: target.copy_(x)}
     memory = {}
     for name, way in itertools.product(names, ways):
-        torch.manual_seed(0)
-        module = IMPLEMENTATIONS[name](shape[1]).to(device, dtype).train()
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
+            torch.default_generator.manual_seed(0)
+            module = IMPLEMENTATIONS[name](shape[1]).to(device, dtype).train()
         run = torch.compile(module) if way == "compiled" else module
         wanted = [inputs, *module.parameters()]
 
@@ -281,8 +282,10 @@ def compare_networks(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     tasks: dict[tuple[str, str], Callable[[], object]] = {}
     for arm, way in itertools.product(names, ways):
-        torch.manual_seed(0)
-        model = _network(name, arm).to(device, memory_format=layout)  # type: ignore[call-overload]
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
+            torch.default_generator.manual_seed(0)
+            model = _network(name, arm)
+        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
         side = model.image_size
         x = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=layout)
         y = torch.arange(batch_size, device=device) % 10

@@ -57,8 +57,9 @@ def run(
     training, test = images
     recipe = study.recipe(arm, chosen)
     recipe = replace(recipe, seed=seed, compile=recipe.compile or compiled)
-    torch.manual_seed(seed)
-    model = create_model(chosen.model, len(training.classes), **study.options(arm, chosen))
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
+        torch.default_generator.manual_seed(seed)
+        model = create_model(chosen.model, len(training.classes), **study.options(arm, chosen))
     torch.compiler.reset()  # torch counts how many forms of a class it has compiled, up to 8
     history = fit(model, training, recipe, device=device, out=folder, resume=True, progress=False)
     right, loss = answers(model, test, recipe.precision)

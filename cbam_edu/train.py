@@ -59,7 +59,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train a network in place.
+    """Train a network in place; the generators of CPU and CUDA are left as they were.
 
     Processes that work together (`cbam_edu.distributed.processes`) see the same images in the
     same order as one process, each its share of every batch, and end with equal networks. Their
@@ -118,7 +118,8 @@ def fit(
     folder = None if out is None else make_folder(out)
     if folder:
         run.open(folder, resume)
-    with deterministic(recipe.deterministic):
+    generators = [device] if device.type == "cuda" else []
+    with deterministic(recipe.deterministic), torch.random.fork_rng(generators):
         while len(run.history) < recipe.epochs:
             entry = run.epoch(progress)
             if batches is not None:

@@ -186,3 +186,14 @@ def test_wrong_words_are_told(words, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["benchmark", "--device", "cpu", *words]) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_timing_leaves_the_callers_seed_alone():
+    """It draws, but what comes after still hangs on the seed that the caller has set."""
+    after = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        compare((1, 4, 4, 4), names=("plain",), ways=("eager",), rounds=2, number=1)
+        compare_networks("resnet8", names=("none",), ways=("eager",), batch_size=1, rounds=2)
+        after.append(torch.rand(4))
+    assert not torch.equal(*after)

@@ -78,6 +78,14 @@ def test_each_run_is_recorded_and_nothing_is_left_beside(done):
     assert found[1]["parameters"] > found[0]["parameters"]
 
 
+def test_a_study_leaves_the_callers_chances_alone(tmp_path):
+    torch.manual_seed(7)
+    wanted = torch.rand(4)
+    torch.manual_seed(7)
+    assert do_study(tmp_path / "runs.jsonl", arms=RUNS[0][:1], seeds=[0]) == 1
+    assert torch.equal(torch.rand(4), wanted)
+
+
 def test_answers_are_those_that_are_measured():
     torch.manual_seed(0)
     test = TINY.images(SIZE)[1]

@@ -279,6 +279,28 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others():
     assert not same(runs[0], runs[2])
 
 
+def test_training_leaves_the_callers_chances_alone():
+    """Else every network that is made after a training begins with the same weights."""
+    model = nn.Sequential(nn.Dropout(0.5), Flat())
+    torch.manual_seed(7)
+    wanted = torch.rand(4)
+    torch.manual_seed(7)
+    fit(model, toy(), PLAIN, progress=False)
+    assert torch.equal(torch.rand(4), wanted)
+
+
+def test_warnings_about_algorithms_stay_warnings():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for wanted in (False, True):
+            with deterministic(wanted):
+                assert torch.is_deterministic_algorithms_warn_only_enabled() is not wanted
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_deterministic_mode_ends_with_the_run():
     assert not torch.are_deterministic_algorithms_enabled()
     with deterministic(True):
