@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def reweight(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
 @judge
 def axes(answer: Sequence[object]) -> None:
     """Judge five words: along which axis a weight of each shape varies over (8, 16, 10, 16)."""
-    if isinstance(answer, str) or len(answer) != len(SHAPES):
+    if not isinstance(answer, list | tuple | np.ndarray) or len(answer) != len(SHAPES):
         raise Wrong(f"Give a list of {len(SHAPES)} words, one for each shape.")
     if any(word is ... or word is None for word in answer):
         raise NotImplementedError
@@ -138,11 +139,13 @@ def loudest(answer: Callable[[Tensor], Tensor]) -> None:
         raise Wrong(f"The shares add up to {total:.3g}; every image has one loudest channel.")
     close(value, counts, "The share")
     never = torch.ones(6, 3, 2, 2)  # the last channel is always as usual
-    never[:3, 0] = never[3:, 1] = 9.0
+    never[:4, 0] = never[4:, 1] = 9.0
+    value = answer(never.clone())
     shape(
-        answer(never),
+        value,
         (3,),
         "The result",
         "A channel that is never the loudest still has a share, 0: see `minlength` of "
         "torch.bincount.",
     )
+    close(value, torch.tensor([4.0, 2.0, 0.0]) / 6, "For 6 images of 3 channels the share")

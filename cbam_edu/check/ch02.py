@@ -53,7 +53,7 @@ def descriptors(answer: Callable[[Tensor], Tensor]) -> None:
 def spot_on_a_map(answer: Mapping[str, object]) -> None:
     """Judge six numbers: mean, max and l2 of a spot on a 10 x 10 map and on a 20 x 20 map."""
     wanted = {f"{name}_{side}": v for side, d in ((10, SPOT), (20, WIDER)) for name, v in d.items()}
-    if set(answer) != set(wanted):
+    if not isinstance(answer, Mapping) or set(answer) != set(wanted):
         raise Wrong(f"Give a number for each of {', '.join(wanted)}.")
     if any(value is ... or value is None for value in answer.values()):
         raise NotImplementedError
@@ -76,7 +76,7 @@ def spot_on_a_map(answer: Mapping[str, object]) -> None:
 def mended_descriptors(answer: Callable[[Tensor], Tensor]) -> None:
     """Judge `answer(x)`, (N, C, H, W) -> (2, N, C): mean and maximum, place by place."""
     torch.manual_seed(1)
-    for n, c, h, w in ((2, 3, 4, 5), (1, 4, 3, 2)):
+    for n, c, h, w in ((3, 4, 5, 6), (1, 4, 3, 2)):
         for x in (torch.randn(n, c, h, w), -1 - torch.rand(n, c, h, w)):
             value = answer(x.clone())
             shape(value, (2, n, c), "The result", "First the means, then the maxima.")
@@ -87,6 +87,7 @@ def mended_descriptors(answer: Callable[[Tensor], Tensor]) -> None:
                     "The mean is still too small: it is divided by C x H x W numbers, but only "
                     "H x W were added up.": mean / c,
                     "The mean is a sum now.": mean * h * w,
+                    "The maxima come first. The order asked for is means, then maxima.": largest,
                 },
             )
             if not torch.equal(largest, largest.clamp(min=0)):
@@ -99,7 +100,7 @@ def mended_descriptors(answer: Callable[[Tensor], Tensor]) -> None:
                 )
             close(value[0], mean, "The mean")
             close(value[1], largest, "The maximum")
-    depths = -1e12 * (1 + torch.rand(1, 2, 3, 3))
+    depths = -1e12 * (1 + torch.rand(2, 3, 3, 3) + torch.arange(1.0, 7).view(2, 3, 1, 1))
     close(
         answer(depths.clone())[1],
         depths.amax((2, 3)),
@@ -115,6 +116,8 @@ def noise_max(answer: Callable[[int, int], Any]) -> None:
     for side, trials in ((2, 40_000), (8, 1000), (32, 300)):
         torch.manual_seed(side)
         result = answer(side, trials)
+        if isinstance(result, bool):
+            raise Wrong("The result must be a number, but is a bool.")
         value = torch.tensor(float(result)) if isinstance(result, Real) else result
         shape(value, (), "The result", "One number: the mean over the trials.")
         torch.manual_seed(side + 1)
@@ -127,7 +130,9 @@ def noise_max(answer: Callable[[int, int], Any]) -> None:
         if abs(got - expected) <= allowed:
             continue
         reason = f"For side {side} it is {got:.2f}; about {expected:.2f} was to be expected."
-        if abs(got) < 6 / math.sqrt(trials):
+        if got.is_integer():
+            reason += " Is it rounded, or a number of something? Return the mean as it is."
+        elif abs(got) < 6 / math.sqrt(trials):
             reason += " That looks like the mean of the noise, not like its maximum."
         elif abs(got - one_axis) < 0.15 * one_axis:
             reason += " A map has side x side places, not side."

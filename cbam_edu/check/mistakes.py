@@ -12,6 +12,10 @@ from cbam_edu.check.verdict import Wrong
 def known(value: Any, mistakes: Mapping[str, Tensor]) -> None:
     """Raise `Wrong` with the sentence whose tensor `value` equals, if there is one."""
     for why, wrong in mistakes.items():
-        same = isinstance(value, Tensor) and value.shape == wrong.shape
-        if same and torch.allclose(value.double(), wrong.double(), rtol=1e-4, atol=1e-6):
+        here = isinstance(value, Tensor) and value.device == wrong.device
+        if (
+            here
+            and value.shape == wrong.shape
+            and torch.allclose(value.double(), wrong.double(), rtol=1e-4, atol=1e-6)
+        ):
             raise Wrong(why)

@@ -69,7 +69,7 @@ def _usual_settings() -> Iterator[None]:
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             yield
     finally:
         torch.set_default_dtype(usual)
