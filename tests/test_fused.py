@@ -574,8 +574,10 @@ def test_another_mixer_is_the_plain_forms(name):
     assert not fused.supports(module, x)
 
 
-def test_a_hook_on_all_modules_sees_the_plain_form():
-    with nn.modules.module.register_module_forward_hook(lambda *_: None):
+@pytest.mark.parametrize("when", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_a_hook_on_all_modules_sees_the_plain_form(when):
+    watch = getattr(nn.modules.module, f"register_module_{when}_hook")
+    with watch(lambda *_: None):
         assert not fused.supports(cbam(), feature_map())
     assert fused.supports(cbam(), feature_map())
 

@@ -40,6 +40,10 @@ from cbam_edu.fused.convolution import convolve
 from cbam_edu.fused.steps import Backend, Call, dense
 
 BACKENDS: list[Backend] = [blocks, gpu]  # the first that serves x is taken
+_GLOBAL_HOOKS = [  # on all modules; what asks for them together, torch 2.6 does not have
+    getattr(nn.modules.module, f"_global_{when}_hooks")
+    for when in ("backward_pre", "backward", "forward_pre", "forward")
+]
 SMALLEST = 2**17  # values of a map on a CPU; below, the plain form's fewer calls take less time
 
 
@@ -218,7 +222,7 @@ def supports(module: attention.CBAM, x: Tensor) -> bool:
     """
     if not _is_plain(x) or x.ndim != 4 or not x.is_floating_point():
         return False
-    if module.order != "channel-spatial" or nn.modules.module._has_any_global_hook():
+    if module.order != "channel-spatial" or any(_GLOBAL_HOOKS):
         return False
     if x.shape[1] != module.channels or 0 in x.shape[1:] or _backend(x) is None:
         return False
