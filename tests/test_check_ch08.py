@@ -1,10 +1,12 @@
 """The judges of chapter 08 accept what is right, and name the usual mistakes."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,9 @@ def loop(
     mean: str = "images",
     step: bool = True,
     times: int = 1,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    order: int = 1,
+    own: bool = False,
 ) -> Callable[..., Any]:
     """Return a training loop, right or with a mistake."""
 
@@ -40,13 +45,15 @@ def loop(
         if mode is not None:
             model.train(mode)
         losses, sizes = [], []
-        for i, (x, y) in enumerate(batches):
+        if own:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for i, (x, y) in enumerate(batches[::order]):
             for group in optimizer.param_groups[:groups]:
                 if rate != "none" and not (rate == "late" and i == 0):
                     place = {"each": i, "first": 0, "last": -1, "late": i - 1}[rate]
                     group["lr"] = rates[place]
             for _ in range(times):
-                loss = F.cross_entropy(model(x), y)
+                loss = loss_of(model(x), y)
                 if zero == "before":
                     optimizer.zero_grad()
                 loss.backward()
@@ -69,6 +76,10 @@ def loop(
             "all": lambda: (kept.detach() * weights).sum().item(),
             "last": lambda: kept[-1].item(),
             "text": lambda: "low",
+            "NumPy": lambda: np.float32(((kept.detach() * weights).sum() / weights.sum()).item()),
+            "list": kept.tolist,
+            "full": lambda: (kept.detach() * weights).sum().item() / (len(sizes) * sizes[0]),
+            "none": lambda: math.nan,
         }
         return found[mean]()
 
@@ -94,6 +105,14 @@ def loop(
         ({"mean": "last"}, "it should be"),
         ({"mean": "graph"}, "the whole graph"),
         ({"mean": "text"}, "must be a number"),
+        ({"mean": "list"}, "must be a number, but is a list"),
+        ({"mean": "full"}, "of each batch as it was before its step"),
+        ({"mean": "none"}, "The mean loss is nan"),
+        ({"own": True}, "the optimizer that was given has taken no step"),
+        ({"loss_of": lambda z, y: F.cross_entropy(z.softmax(1), y)}, "yours is the second"),
+        ({"loss_of": lambda z, y: -F.cross_entropy(z, y)}, "each downhill"),
+        ({"loss_of": lambda z, y: F.cross_entropy(z, y).detach()}, "does not require grad"),
+        ({"order": -1}, "once for each batch, in order"),
     ],
 )
 def test_train_epoch_names_the_mistake(mistake: Any, reason: str, capsys: Any) -> None:
@@ -112,6 +131,7 @@ def test_train_epoch_wants_the_model_left_in_training_mode(capsys: Any) -> None:
 def test_train_epoch_takes_other_spellings(capsys: Any) -> None:
     accepts(ch08.train_epoch, loop(zero="after"), capsys)
     accepts(ch08.train_epoch, loop(mean="tensor"), capsys)
+    accepts(ch08.train_epoch, loop(mean="NumPy"), capsys)
     waits(ch08.train_epoch, lambda model, optimizer, batches, rates: ..., capsys)
 
 
@@ -133,6 +153,11 @@ def test_train_epoch_takes_other_spellings(capsys: Any) -> None:
         ({"loss when sure and wrong": 1}, "no largest value"),
         ({"loss when sure and wrong": "large"}, "must be a number"),
         ({"epochs": 40}, "an answer for each of"),
+        ({"steps": math.nan}, "'steps' is not nan"),
+        ({"steps": [18_000]}, "'steps' must be a number, but is a list"),
+        ({"rate after 900 steps": 50}, "A straight line from 0"),
+        ({"first loss": -math.log(20)}, "Minus the logarithm"),
+        ({"loss when sure and wrong": math.log(7)}, "Minus ln of exp(0)"),
     ],
 )
 def test_plan_says_why(change: dict[str, Any], reason: str, capsys: Any) -> None:
@@ -159,6 +184,8 @@ def test_plan_is_that_of_the_package_and_of_torch(capsys: Any) -> None:
     accepts(ch08.plan, ch08.PLAN | rounded, capsys)
     during = {"last rate, advanced once an epoch": 0.4 * 39 / 1800}
     accepts(ch08.plan, ch08.PLAN | during, capsys)
+    accepts(ch08.plan, {name: np.float32(value) for name, value in ch08.PLAN.items()}, capsys)
+    accepts(ch08.plan, ch08.PLAN | {"steps": np.int64(18_000)}, capsys)
     waits(ch08.plan, ch08.PLAN | {"steps": ...}, capsys)
 
 
@@ -179,6 +206,14 @@ ALL = {1, 10, 12, 14, 16, 18, 21}
         (ALL | {23}, "There is no line 23"),
         (12, "as a set"),
         ("12", "as a set"),
+        (set(range(1, 23)), "Line 3 is innocent"),
+        ({line - 1 for line in ALL}, "There is no line 0"),
+        ({str(line) for line in {12}}, "'12' must be a number, but is a str"),
+        ([[1, 2], [10]], "[1, 2] must be a number, but is a list"),
+        ([True], "True must be a number, but is a bool"),
+        ([1.5], "There is no line 1.5"),
+        (torch.tensor(sorted(ALL)), "as a set"),
+        (set(), "0 of 7 bugs found"),
     ],
 )
 def test_bugs_says_what_is_missing_or_innocent(lines: Any, reason: str, capsys: Any) -> None:
@@ -190,6 +225,7 @@ def test_bugs_says_what_is_missing_or_innocent(lines: Any, reason: str, capsys: 
     [
         [2, 9, 12, 13, 16, 19, 20],
         (1, 11, 12, 15, 16, 18, 22),
+        np.array(sorted(ALL)),
         ALL - {10} | {7},  # zero_grad may come first in the loop
         ALL - {10} | {8},
         set(range(7, 17)) | ALL,
@@ -217,6 +253,7 @@ def measured(
     grad: bool = False,
     drop: bool = False,
     how: str = "count",
+    of: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(1),
 ) -> Callable[..., Any]:
     def answer(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
         had, rights = model.training, []
@@ -225,7 +262,7 @@ def measured(
         with torch.set_grad_enabled(grad):
             for x, y in zip(images.split(size), labels.split(size), strict=True):
                 if not (drop and len(x) < size):
-                    rights.append((model(x).argmax(1) == y).float())
+                    rights.append((of(model(x)) == y).float().flatten())
         if back:
             model.train(had)
         count = torch.cat(rights).sum().item() if rights else 0.0
@@ -236,6 +273,11 @@ def measured(
             "means": torch.stack([r.mean() for r in rights]).mean().item() if rights else 0.0,
             "full": count / (len(rights) * size) if rights else 0.0,
             "wrong": 1 - count / len(images),
+            "NumPy": np.float32(count / len(images)),
+            "last": rights[-1].mean().item() if rights else 0.0,
+            "whole": count // len(images),
+            "text": f"{count / len(images):.1%}",
+            "pair": (count, len(images)),
             "tensor": torch.cat(rights).mean() if rights else torch.zeros(()),
         }[how]
 
@@ -252,7 +294,15 @@ def measured(
         ({"how": "percent"}, "not a percentage"),
         ({"how": "sum"}, "divide by the number of images"),
         ({"how": "full"}, "the last one is smaller"),
-        ({"how": "wrong"}, "it should be"),
+        ({"how": "wrong"}, "names wrongly"),
+        ({"how": "last"}, "the last batch alone"),
+        ({"how": "whole"}, "The accuracy is 0.0000; it should be"),
+        ({"how": "text"}, "must be a number, but is a str"),
+        ({"how": "pair"}, "must be a number, but is a tuple"),
+        ({"of": lambda z: z.argmax(1, keepdim=True)}, "Have predictions and labels the same shape"),
+        ({"of": lambda z: z.argmin(1)}, "it should be 0.8947"),
+        ({"of": lambda z: z.amax(1)}, "The accuracy is 0.0000"),
+        ({"of": lambda z: z.argmax(0)}, "must match the size"),
         ({"back": False}, "came in training mode and is not in it any more"),
     ],
 )
@@ -269,8 +319,23 @@ def test_accuracy_sees_a_model_that_is_always_set_to_training(capsys: Any) -> No
     refuses(ch08.accuracy, answer, "came in evaluation mode", capsys)
 
 
+def test_accuracy_sees_images_that_are_shown_twice_or_changed(capsys: Any) -> None:
+    @torch.no_grad()
+    def twice(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
+        found = measured()(model, images, labels, size)
+        model.eval()(images)
+        return found
+
+    def scaled(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> Any:
+        return measured()(model, images - images.mean(), labels, size)
+
+    refuses(ch08.accuracy, twice, "Of 19 images the model saw 38", capsys)
+    refuses(ch08.accuracy, scaled, "was shown other images than those given", capsys)
+
+
 def test_accuracy_takes_other_spellings(capsys: Any) -> None:
     accepts(ch08.accuracy, measured(how="tensor"), capsys)
+    accepts(ch08.accuracy, measured(how="NumPy"), capsys)
 
     @torch.inference_mode()
     def in_one(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> float:
@@ -325,6 +390,22 @@ def only_decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
             "the parameters themselves",
         ),
         (lambda m, decay: m.parameters(), "Return a list of dicts"),
+        (lambda m, decay: by(lambda n, p: p.ndim > 1)(m, 5e-4), "Take the `decay` that is given"),
+        (lambda m, decay: by(lambda n, p: p.ndim > 1)(m, "high"), "must be a number, but is a str"),
+        (lambda m, decay: [{"params": 3, "weight_decay": decay}], "but is a int"),
+        (
+            lambda m, decay: [{"params": list(m.named_parameters()), "weight_decay": decay}],
+            "the parameters themselves",
+        ),
+        (
+            lambda m, decay: [
+                {"params": [p.detach() for p in m.parameters()], "weight_decay": decay}
+            ],
+            "is in no group",
+        ),
+        (lambda m, decay: torch.optim.SGD(m.parameters(), weight_decay=decay), "a list of dicts"),
+        (by(lambda n, p: p.ndim != 1), "temperature, of shape (), has the decay"),
+        (by(lambda n, p: p.numel() > 64), "should have 0.0005"),
     ],
 )
 def test_decay_groups_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
@@ -333,6 +414,18 @@ def test_decay_groups_names_the_mistake(answer: Any, reason: str, capsys: Any) -
 
 def test_decay_groups_takes_other_spellings(capsys: Any) -> None:
     accepts(ch08.decay_groups, by(lambda n, p: p.ndim >= 2), capsys)  # frozen ones in it, too
+    accepts(
+        ch08.decay_groups,
+        lambda model, decay: by(lambda n, p: p.ndim >= 2)(model, torch.tensor(decay)),
+        capsys,
+    )
+    accepts(
+        ch08.decay_groups,
+        lambda model, decay: (
+            torch.optim.SGD(by(lambda n, p: p.ndim >= 2)(model, decay), lr=1).param_groups
+        ),
+        capsys,
+    )
     accepts(
         ch08.decay_groups,
         lambda model, decay: [
@@ -389,6 +482,7 @@ def parameters_only(run: ch08.Run, state: dict[str, Any]) -> None:
     run.model.load_state_dict(weights, strict=False)
 
 
+@functools.wraps(ch08.checkpoint)
 def checkpoint(answer: tuple[Any, Any]) -> Any:
     """Judge the pair that the exercise asks for as one answer."""
     return ch08.checkpoint(*answer)
@@ -440,6 +534,45 @@ def test_checkpoint_sees_other_mistakes(capsys: Any) -> None:
         torch.set_rng_state(state["chance"])
 
     refuses(checkpoint, (pack, another_model), "momentum is missing", capsys)
+
+
+def then(
+    change: Callable[[ch08.Run, dict[str, Any]], Any],
+) -> Callable[[ch08.Run, dict[str, Any]], Any]:
+    """Return an unpack that restores everything and does something else besides."""
+
+    def unpack(run: ch08.Run, state: dict[str, Any]) -> Any:
+        unpack_but()(run, state)
+        return change(run, state)
+
+    return unpack
+
+
+def one_more(run: ch08.Run, state: dict[str, Any]) -> None:
+    run.step = state["step"] + 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((lambda run: pack(run) | {"order": run.order}, unpack_but()), "it holds a Generator"),
+        ((lambda run: pack(run) | {"x": np.ones(2)}, unpack_but()), "'x' cannot be saved and read"),
+        ((pack, lambda run, state: None), "The weights are not those that were saved"),
+        ((pack, then(lambda run, state: run)), "unpack returns a run"),
+        ((pack, then(lambda run, state: torch.manual_seed(0) and None)), "Dropout's chances"),
+        ((pack, then(lambda run, state: run.order.manual_seed(0) and None)), "order begins anew"),
+        ((pack, then(one_more)), "how many steps it has done"),
+        ((lambda run: {"model": run.model.state_dict()}, unpack_but()), "KeyError: 'optimizer'"),
+        ((pack(ch08.Run()), unpack_but()), "Hand over the function itself, not a dict"),
+    ],
+)
+def test_checkpoint_names_what_goes_wrong(answer: Any, reason: str, capsys: Any) -> None:
+    refuses(checkpoint, answer, reason, capsys)
+
+
+def test_checkpoint_waits_for_both_functions(capsys: Any) -> None:
+    waits(ch08.checkpoint, pack, capsys)
+    waits(checkpoint, (pack, ...), capsys)
 
 
 def test_checkpoint_takes_other_designs_and_leaves_the_chances_alone(capsys: Any) -> None:

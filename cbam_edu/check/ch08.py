@@ -2,28 +2,18 @@
 
 import io
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam_edu.check.verdict import Wrong, judge
+from cbam_edu.check.verdict import Wrong, judge, number, written
 from cbam_edu.models import create_model
 
 Answer = Callable[..., Any]
 Images = tuple[Tensor, Tensor]
-
-
-def _number(value: Any, what: str) -> float:
-    if value is None or value is ...:
-        raise NotImplementedError
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Wrong(f"{what} must be a number, but is {value!r}.")
-    return float(value)
 
 
 # ---- 8.1
@@ -56,13 +46,15 @@ def _trained(
     groups: int = 2,
     step: bool = True,
     late: bool = False,
+    softmax: bool = False,
 ) -> tuple[Tensor, list[float]]:
     """Train as is right, or with a mistake; return the weights and each batch's loss."""
     net, optimizer = _learner()
     net.train(mode)
     losses = []
     for (x, y), rate in zip(_few_batches(), rates, strict=True):
-        loss = F.cross_entropy(net(x), y)
+        logits = net(x)
+        loss = F.cross_entropy(logits.softmax(1) if softmax else logits, y)
         losses.append(loss.item())
         for group in optimizer.param_groups[:groups] if not late else ():
             group["lr"] = rate
@@ -94,6 +86,9 @@ def _loop_mistakes() -> dict[str, Tensor]:
         ),
         "All steps had the learning rate that the optimizer was made with; set that of each step "
         "in every group's 'lr'.": _trained(rates=(0.1, 0.1, 0.1)),
+        "cross_entropy takes the logits: there is a softmax in it already, yours is the second.": (
+            _trained(softmax=True)
+        ),
         "All steps had the first rate.": _trained(rates=(RATES[0],) * 3),
         "All steps had the last rate.": _trained(rates=(RATES[-1],) * 3),
         "Only the optimizer's first group got the rate; set it in all of param_groups.": (
@@ -113,6 +108,11 @@ def train_epoch(answer: Answer) -> None:
         raise NotImplementedError
     right, losses = _trained()
     now = _weights(net)
+    if not optimizer.state and not torch.equal(now, _weights(_learner()[0])):
+        raise Wrong(
+            "The weights have changed, but the optimizer that was given has taken no step. Use it: "
+            "one of your own has other groups, and no momentum from the epochs before."
+        )
     if not torch.allclose(now, right, atol=1e-5):
         for why, wrong in _loop_mistakes().items():
             if torch.allclose(now, wrong, atol=1e-6):
@@ -126,7 +126,7 @@ def train_epoch(answer: Answer) -> None:
             "The loss that you return still holds the whole graph of its computation, which costs "
             "memory in every step. Take its number: loss.item()."
         )
-    value = _number(mean, "The mean loss")
+    value = number(mean, "The mean loss")
     weighted = [loss * n for loss, n in zip(losses, SIZES, strict=True)]
     over_images, over_batches = sum(weighted) / sum(SIZES), sum(losses) / len(losses)
     if math.isclose(value, over_batches, rel_tol=1e-4):
@@ -170,7 +170,7 @@ def plan(answer: Mapping[str, Any]) -> None:
     if any(value is ... or value is None for value in answer.values()):
         raise NotImplementedError
     for name, right in PLAN.items():
-        value = _number(answer[name], repr(name))
+        value = number(answer[name], repr(name))
         rights = (right, ALSO_RIGHT.get(name, right))
         if not any(math.isclose(value, one, rel_tol=0.01) for one in rights):
             raise Wrong(f"{name!r} is not {value:g}. {_why(name, value)}")
@@ -247,14 +247,12 @@ INNOCENT = {
 @judge
 def bugs(answer: Any) -> None:
     """Judge the numbers of the faulty lines of a training script."""
-    if not isinstance(answer, Collection) or isinstance(answer, str):
+    if not isinstance(answer, Collection) or isinstance(answer, str | bytes | Tensor):
         raise Wrong("Give the numbers of the lines, as a set: {1, 2, 3}.")
-    if any(line is ... or line is None for line in answer):
-        raise NotImplementedError
-    named = set(answer)
+    named = {number(line, f"{line!r:.40}") for line in answer}
     if unknown := [line for line in named if line not in range(1, 23)]:
-        raise Wrong(f"There is no line {unknown[0]!r}; they are numbered from 1 to 22.")
-    if blamed := sorted(named & set(INNOCENT)):
+        raise Wrong(f"There is no line {unknown[0]:g}; they are numbered from 1 to 22.")
+    if blamed := sorted(set(INNOCENT) & named):
         raise Wrong(f"Line {blamed[0]} is innocent. {INNOCENT[blamed[0]]}")
     missing = [hint for lines, hint in FAULTS.items() if not lines & named]
     if missing:
@@ -269,7 +267,7 @@ class _Notes:
     """How a network was called; a copy of the network writes into the same notes."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.seen: list[Tensor] = []  # the sum of each image
         self.graphs = False
         self.modes: set[bool] = set()
 
@@ -293,7 +291,7 @@ class _Probe(nn.Module):
         self.notes = _Notes()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.notes.seen += len(x)
+        self.notes.seen.append(x.detach().flatten(1).sum(1))
         self.notes.graphs |= torch.is_grad_enabled()
         self.notes.modes.add(self.training)
         return self.net(x)
@@ -316,8 +314,8 @@ def accuracy(answer: Answer) -> None:
         x, y = _labelled(net, count)
         net.train(mode)
         statistics = [b.clone() for b in net.buffers()]
-        value = _number(answer(net, x.clone(), y.clone(), size), "The accuracy")
-        _measured_rightly(net, statistics, count)
+        value = number(answer(net, x.clone(), y.clone(), size), "The accuracy")
+        _measured_rightly(net, statistics, x)
         parts = [
             (net.net.eval()(a).argmax(1) == b)
             for a, b in zip(x.split(size), y.split(size), strict=True)
@@ -330,7 +328,7 @@ def accuracy(answer: Answer) -> None:
             raise Wrong(f"The model came in {had} mode and is not in it any more. Put it back.")
 
 
-def _measured_rightly(net: _Probe, statistics: list[Tensor], count: int) -> None:
+def _measured_rightly(net: _Probe, statistics: list[Tensor], x: Tensor) -> None:
     if True in net.notes.modes:
         changed = not all(map(torch.equal, statistics, net.buffers()))
         more = " Its running statistics have changed by being measured." if changed else ""
@@ -340,8 +338,11 @@ def _measured_rightly(net: _Probe, statistics: list[Tensor], count: int) -> None
             "The model built the graph for a backward pass that nobody asks for: measure under "
             "torch.no_grad()."
         )
-    if net.notes.seen != count:
-        raise Wrong(f"Of {count} images the model saw {net.notes.seen}; it should see each once.")
+    seen = torch.cat(net.notes.seen) if net.notes.seen else torch.zeros(0)
+    if len(seen) != len(x):
+        raise Wrong(f"Of {len(x)} images the model saw {len(seen)}; it should see each once.")
+    if not torch.allclose(seen.sort().values, x.flatten(1).sum(1).sort().values, atol=1e-3):
+        raise Wrong("The model was shown other images than those given. Hand them on as they are.")
 
 
 def _why_accuracy(value: float, right: float, parts: list[Tensor], size: int) -> str:
@@ -358,7 +359,12 @@ def _why_accuracy(value: float, right: float, parts: list[Tensor], size: int) ->
         return "That is the number of right answers; divide by the number of images."
     if abs(value - right * count / (len(parts) * size)) < 1e-6:
         return "You divided by the number of batches times their size; the last one is smaller."
-    return f"The accuracy is {value:.4f}; it should be {right:.4f}."
+    if abs(value - (1 - right)) < 1e-6:
+        return "That is the part that the model names wrongly."
+    if len(parts) > 1 and abs(value - parts[-1].double().mean().item()) < 1e-6:
+        return "That is the accuracy of the last batch alone. Count in all batches."
+    shapes = " Have predictions and labels the same shape, (N,)?" if value > 1 else ""
+    return f"The accuracy is {value:.4f}; it should be {right:.4f}.{shapes}"
 
 
 # ---- 8.5
@@ -398,13 +404,17 @@ def _groups_of(model: nn.Module, decay: float, groups: Any) -> None:
         if not {"params", "weight_decay"} <= set(group):
             raise Wrong('Each group needs "params" and "weight_decay".')
         params = group["params"]
-        for p in [params] if isinstance(params, Tensor) else list(params):  # torch takes both
+        params = [params] if isinstance(params, Tensor) else params  # torch takes both
+        if not isinstance(params, Iterable):
+            raise Wrong(f'"params" must hold parameters, but is a {type(params).__name__}.')
+        own = number(group["weight_decay"], '"weight_decay"')
+        for p in params:
             if not isinstance(p, Tensor):
                 raise Wrong(f'"params" must hold the parameters themselves, not {p!r:.60}.')
             name = names.get(id(p), "a tensor")
             if id(p) in found:
                 raise Wrong(f"{name} stands there twice; an optimizer refuses that.")
-            found[id(p)] = float(group["weight_decay"])
+            found[id(p)] = own
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
@@ -412,11 +422,11 @@ def _groups_of(model: nn.Module, decay: float, groups: Any) -> None:
         if id(p) not in found:
             raise Wrong(f"{about} is in no group: it would never be trained.")
         wanted = decay if p.ndim >= 2 else 0.0
-        if found[id(p)] != wanted:
-            raise Wrong(
-                f"{about} has the decay {found[id(p)]:g}; it should have {wanted:g}. Ask for the "
-                "number of dimensions, not for the name or the kind of layer."
-            )
+        if not math.isclose(found[id(p)], wanted, rel_tol=1e-6):
+            why = "Ask for the number of dimensions, not for the name or the kind of layer."
+            if wanted and found[id(p)]:
+                why = "Take the `decay` that is given."
+            raise Wrong(f"{about} has the decay {found[id(p)]:g}; it should have {wanted:g}. {why}")
 
 
 # ---- 8.6
@@ -470,17 +480,21 @@ BEFORE, AFTER = 5, 6
 
 
 @judge
-def checkpoint(pack: Answer, unpack: Answer) -> None:
+def checkpoint(pack: Answer, unpack: Any = ...) -> None:
     """Judge `pack(run)` -> dict and `unpack(run, state)`: resumed as if never interrupted."""
     with torch.random.fork_rng(devices=[]):
         whole = Run().advance(BEFORE + AFTER)
         run = Run().advance(BEFORE)
-        written, chance = _written(pack(run)), torch.get_rng_state()
+        file, chance = _file(pack(run)), torch.get_rng_state()
         at = _parts(run, chance)
         if not _equal(_weights(run.advance(AFTER).model), _weights(whole.model)):
             raise Wrong("The run that was packed goes on otherwise than before: pack changed it.")
+        written(unpack)
         new = Run(seed=99).advance(1)  # another process: other weights, other chances
-        unpack(new, torch.load(io.BytesIO(written), weights_only=True))
+        if isinstance(unpack(new, torch.load(io.BytesIO(file), weights_only=True)), Run):
+            raise Wrong(
+                "unpack returns a run. Change the one that it is given, and return nothing."
+            )
         _restored(at, _parts(new, torch.get_rng_state()))
         if not _equal(_weights(new.advance(AFTER).model), _weights(whole.model)):
             raise Wrong(
@@ -489,22 +503,30 @@ def checkpoint(pack: Answer, unpack: Answer) -> None:
             )
 
 
-def _written(state: Any) -> bytes:
+def _file(state: Any) -> bytes:
     """Return the state as a file's bytes, which can be read without running code."""
-    if state is None or state is ...:
-        raise NotImplementedError
-    if not isinstance(state, dict):
+    if not isinstance(written(state), dict):
         raise Wrong(f"pack must return a dict, but returns a {type(state).__name__}.")
+    if file := _saved(state):
+        return file
+    for key, value in state.items():
+        if not _saved({key: value}):
+            raise Wrong(
+                f"{key!r} cannot be saved and read again without running code from the file: it "
+                f"holds a {type(value).__name__}. Put tensors, numbers and state_dicts into the "
+                "dict, no objects."
+            )
+    raise Wrong("The dict cannot be saved and read again. Are its keys texts or numbers?")
+
+
+def _saved(state: dict[Any, Any]) -> bytes:
+    """Return the bytes of a file, or none if it cannot be written, or not be read safely."""
     buffer = io.BytesIO()
     try:
         torch.save(state, buffer)
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
-    except Exception as error:  # whatever pickle finds
-        first = str(error).splitlines()[0]
-        raise Wrong(
-            "The state cannot be saved, or not be read again without running code from the file: "
-            f"{first:.120} Put tensors, numbers and state_dicts into it, no objects."
-        ) from None
+    except Exception:  # whatever pickle finds
+        return b""
     return buffer.getvalue()
 
 
