@@ -3,12 +3,18 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import platformdirs
+
+if sys.platform != "win32":  # which itself lets nobody rename or remove a file that is open
+    import fcntl
 
 # What an error number means here, and what a person can do about it.
 _CAUSES = {
@@ -22,6 +28,7 @@ _CAUSES = {
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another folder"),
     errno.EEXIST: ("a file of that name is in the way", "move it away or choose another folder"),
     errno.ENOENT: ("it does not exist", "check the path"),
+    errno.ENODEV: ("it is a device or a pipe, not a file", "give the path of a file"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
 
@@ -66,11 +73,22 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; a pipe or a device, which may never end, is an `OSError`."""
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # of a folder, opening it tells
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+    return open(path, "rb")
+
+
 def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that at every moment it is either the old one or the whole new one.
 
     The bytes go to a temporary file in the same folder, to the disk, and only then under the name
-    `path`. Whatever goes wrong before, the old file stays as it was and nothing is left behind.
+    `path`. Whatever goes wrong before, the old file stays as it was and nothing is left behind; of
+    a process that was killed, the next one that writes the file removes what is left. A link stays
+    a link: the file that it leads to is written. The permissions of an old file are kept, and
+    heeded.
 
     Parameters
     ----------
@@ -85,19 +103,70 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     StorageError
         Where the file cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explained("write", path):
+        target = Path(os.path.realpath(path))
+        permissions = _permissions(target)
+        beginning = f".{target.name[:60]}."  # of the temporary name, which must not be too long
+        _sweep(target.parent, beginning)
+        file, temporary = _begin(target.parent, beginning)
         try:
-            with open(temporary, "xb") as file:
+            with file:
+                if permissions is not None:
+                    os.chmod(temporary, permissions)
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                if sys.platform == "win32":
+                    file.close()
+                os.replace(temporary, target)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-    _sync_folder(path.parent)
+    _sync_folder(target.parent)
+
+
+def _permissions(path: Path) -> int | None:
+    """Return those of a file that may be written, or None where there is none."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    number = errno.EISDIR if stat.S_ISDIR(mode) else 0 if stat.S_ISREG(mode) else errno.ENODEV
+    if not number and not os.access(path, os.W_OK):
+        number = errno.EACCES
+    if number:
+        raise OSError(number, os.strerror(number))
+    return stat.S_IMODE(mode)
+
+
+def _begin(folder: Path, beginning: str) -> tuple[BinaryIO, Path]:
+    """Open a temporary file that `_sweep` leaves alone for as long as this process has it open."""
+    while True:
+        path = folder / f"{beginning}{secrets.token_hex(4)}.tmp"
+        file = open(path, "xb")  # noqa: SIM115  (the caller closes it)
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            _hold(file)
+        if path.exists():  # it was not swept away between the two lines
+            return file, path
+        file.close()
+
+
+def _hold(file: BinaryIO, wait: bool = True) -> None:
+    """Lock a file, for as long as it is open; OSError where it is locked, or cannot be."""
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _sweep(folder: Path, beginning: str) -> None:
+    """Remove the temporary files of this beginning whose processes are no more."""
+    with contextlib.suppress(OSError):  # a folder may be written to and not read
+        for path in folder.iterdir():
+            if re.fullmatch(re.escape(beginning) + r"[0-9a-f]{8}\.tmp", path.name):
+                with contextlib.suppress(OSError), open(path, "r+b") as file:
+                    _hold(file, wait=False)
+                    if sys.platform == "win32":
+                        file.close()
+                    path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

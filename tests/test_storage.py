@@ -129,6 +129,96 @@ def test_a_real_limit_met_while_writing(old):
     assert content(old.parent) == {"model.bin": b"old"}
 
 
+def begun(folder, beginning=".model.bin."):
+    """A temporary file of a process that lives, as `replace_file` has it."""
+    return storage._begin(folder, beginning)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(old):
+    file, _ = begun(old.parent)
+    file.write(b"half")
+    file.close()  # as the system does for a process that is killed
+    others = [".model.bin.notes.tmp", ".other.bin.0123abcd.tmp", "model.bin.0123abcd.tmp"]
+    for name in others:
+        (old.parent / name).touch()
+    replace_file(old, lambda file: file.write(b"new"))
+    assert content(old.parent) == {"model.bin": b"new"} | dict.fromkeys(others, b"")
+
+
+def test_what_a_living_process_is_writing_is_left_to_it(old):
+    file, temporary = begun(old.parent)
+    with file:
+        replace_file(old, lambda file: file.write(b"new"))
+        assert temporary.exists()
+
+
+def test_a_file_swept_away_as_it_is_begun_is_begun_anew(old, monkeypatch):
+    held = []
+
+    def hold(file, wait=True):
+        if not held:
+            os.unlink(file.name)  # as another process does between the opening and the lock
+        held.append(file.name)
+
+    monkeypatch.setattr(storage, "_hold", hold)
+    replace_file(old, lambda file: file.write(b"new"))
+    assert len(held) == 2
+    assert content(old.parent) == {"model.bin": b"new"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other limits")
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 255, "\N{SNOWMAN}" * 85, "a b\nc", b"\xff\xfe.bin".decode("utf-8", "surrogateescape")],
+)
+def test_every_name_that_the_system_takes(tmp_path, name):
+    path = tmp_path / name
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this system takes no such name")
+    replace_file(path, lambda file: file.write(b"new"))
+    assert content(tmp_path) == {name: b"new"}
+
+
+def test_a_link_stays_a_link_and_its_file_is_written(old, tmp_path):
+    link = tmp_path / "link"
+    (tmp_path / "far").mkdir()
+    target = old.rename(tmp_path / "far" / "model.bin")
+    try:
+        link.symlink_to(target)
+    except OSError:
+        pytest.skip("this account makes no links")
+    replace_file(link, lambda file: file.write(b"new"))
+    assert link.is_symlink()
+    assert content(tmp_path / "far") == {"model.bin": b"new"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other permissions")
+def test_permissions_are_kept(old):
+    old.chmod(0o600)
+    replace_file(old, lambda file: file.write(b"new"))
+    assert old.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_is_read_only_is_not_replaced(old, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everything
+    with pytest.raises(StorageError, match=r"cannot write .*model\.bin: permission is denied"):
+        replace_file(old, lambda file: file.write(b"new"))
+    assert content(old.parent) == {"model.bin": b"old"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """As /dev/null was, for an administrator: a file stood in its place afterwards."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match=r"pipe: it is a device or a pipe, not a file; give the"):
+        replace_file(pipe, lambda file: file.write(b"new"))
+    assert pipe.is_fifo()
+
+
 def test_a_folder_in_the_way_of_a_file(tmp_path):
     (tmp_path / "model.bin").mkdir()
     with pytest.raises(StorageError, match=r"cannot write .*model\.bin: (it is a folder|perm)"):
