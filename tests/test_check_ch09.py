@@ -44,9 +44,42 @@ def by_value(a: list[float], b: list[float]) -> float:
     return float(np.mean(far))
 
 
+def without_the_real_one(a: list[float], b: list[float]) -> float:
+    count = dealt(lambda d, real: (abs(d) >= abs(real) - 1e-9).sum())(a, b)
+    ways = dealt(lambda d, real: len(d))(a, b)
+    return (count - 1) / (ways - 1)
+
+
+def compared(
+    a: list[float], b: list[float], size: int, of: Callable[[Array], Any] = np.mean
+) -> float:
+    """Deal out `size` runs in every way, and compare the two heaps' means or sums."""
+    pot, real, far = np.array([*a, *b]), abs(of(np.array(a)) - of(np.array(b))), []
+    for chosen in combinations(range(len(pot)), size):
+        as_a = np.isin(np.arange(len(pot)), chosen)
+        far.append(abs(of(pot[as_a]) - of(pot[~as_a])) >= real - 1e-9)
+    return float(np.mean(far))
+
+
+def of_few_deals(a: list[float], b: list[float]) -> float:
+    rng, real = np.random.default_rng(0), abs(np.mean(a) - np.mean(b))
+    pots = [rng.permutation([*a, *b]) for _ in range(10)]
+    return float(np.mean([abs(p[: len(a)].mean() - p[len(a) :].mean()) >= real for p in pots]))
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
+        (without_the_real_one, "let it count itself"),
+        (lambda a, b: compared(a, b, (len(a) + len(b)) // 2), "This deals out halves"),
+        (lambda a, b: compared(a, b, len(a), np.sum), "This compares sums"),
+        (of_few_deals, "of the 70 ways to deal them out, 4 differ"),
+        (lambda a, b: float("nan"), "p = nan for 4 and 4 runs"),
+        (lambda a, b: 100 * dealt(lambda d, r: (abs(d) >= abs(r)).mean())(a, b), "p = 5.714"),
+        (lambda a, b: stats.mannwhitneyu(a, b).pvalue, "runs; of the 56 ways"),
+        (lambda a, b: 4 / 70, "runs; of the 252 ways"),
+        (lambda a, b: (0.05, True), "must be a number, but is a tuple"),
+        (lambda a, b: (np.array(a) > np.array(b)).mean(), "could not be broadcast"),
         (dealt(lambda d, real: (d >= real).mean()), "one direction only"),
         (dealt(lambda d, real: (d <= real).mean()), "in the other direction"),
         (dealt(lambda d, real: (abs(d) > abs(real)).mean()), "the real one among them"),
@@ -110,6 +143,14 @@ def corrected(
         (corrected(0.06, 0.4, 0.03, 0.06), "'channel' is not 0.03. 0.01 is number 1 from below"),
         (corrected(0.06, 0.4, 0.04, 0.06, 2), "2 of the four below 0.05?"),
         ({"se": 0.06}, "Give a dict with an answer for each of se, eca"),
+        ([0.06, 0.4, 0.04, 0.06, 1], "Give a dict with an answer for each of se, eca"),
+        (corrected(0.06, 0.4, 0.04, 0.06, ["channel"]), "'below 0.05' must be a number"),  # type: ignore[arg-type]
+        (corrected(0.06, 0.4, 0.04, 0.06, True), "but is a bool"),
+        (corrected(0.06, 1.0, 0.04, 0.06), "'eca' is not 1"),
+        (corrected(6, 40, 4, 6), "'se' is not 6"),
+        (corrected(float("nan"), 0.4, 0.04, 0.06), "'se' is not nan"),
+        (corrected(0.006, 0.4, 0.0025, 0.0067), "so it is multiplied by 2"),
+        (corrected(0.048, 0.4, 0.04, 0.048), "raised to the one before it if that is larger"),
         (corrected("0.06", 0.4, 0.04, 0.06), "'se' must be a number, but is a str"),  # type: ignore[arg-type]
     ],
 )
@@ -119,6 +160,8 @@ def test_corrected_p_names_the_mistake(answer: Any, reason: str, capsys: Any) ->
 
 def test_corrected_p_takes_what_is_right_and_waits(capsys: Any) -> None:
     accepts(ch09.corrected_p, corrected(0.06, 0.4, 0.04, 0.06), capsys)
+    computed = corrected(2 * 0.03, np.float32(0.4), 4 * 0.01, torch.tensor(3 * 0.02), np.int64(1))  # type: ignore[arg-type]
+    accepts(ch09.corrected_p, computed, capsys)
     waits(ch09.corrected_p, corrected(0.06, 0.4, 0.04, ...), capsys)  # type: ignore[arg-type]
 
 
@@ -204,6 +247,21 @@ def one_pot(ours: Array, baseline: Array) -> float:
         (error_of(ch09._pooled), "as Student's test does"),
         (error_of(lambda a, b: 0.1), "The standard error is 0.1; it should be"),
         (lambda a, b: 0.2, "Return two numbers, the difference and its error"),
+        (lambda a, b: {"difference": 0.2, "error": 0.1}, "Return two numbers"),
+        (lambda a, b: (mean_of_last(a) - mean_of_last(b), 0.1, 0.05), "Return two numbers"),
+        (lambda a, b: (error(last(a), last(b)), mean_of_last(a) - mean_of_last(b)), "differ by"),
+        (lambda a, b: (last(a) - mean_of_last(b), 0.1), "must be a number, but is a ndarray"),
+        (lambda a, b: ((a - b).mean(), (a - b).std()), "could not be broadcast"),
+        (difference_of(lambda r: r.max(0).mean(), lambda r: r.max(0).mean()), "differ by 0.1743"),
+        (difference_of(lambda r: r[-1].mean(), lambda r: r[-1].mean()), "differ by 0.1743"),
+        (error_of(lambda a, b: 1.96 * error(last(a), last(b))), "it should be 0.1216"),
+        (
+            error_of(
+                lambda a, b: np.sqrt((last(a).var(ddof=1) + last(b).var(ddof=1)) / a.shape[1])
+            ),
+            "it should be 0.1216",
+        ),
+        (lambda a, b: (float("nan"), 0.1), "The difference is nan"),
     ],
 )
 def test_compare_names_the_mistake(answer: Callable[..., Any], reason: str, capsys: Any) -> None:
@@ -267,6 +325,14 @@ def paired(a: Array, b: Array) -> float:
         (images(lambda a, b: 0.5), "The standard error is 0.5; it should be"),
         (lambda a, b: a - b, "numpy boolean subtract"),
         (lambda a, b: (1.0, 2.0, 3.0), "Return two numbers"),
+        (images(lambda a, b: (1.0 * a - b).std() / (a ^ b).sum() ** 0.5), "All images count"),
+        (images(lambda a, b: (a ^ b).mean()), "66 of which the two disagree on"),
+        (images(lambda a, b: 1.96 * paired(a, b)), "it should be 0.01621"),
+        (images(lambda a, b: (1.0 * a - b).std() / 100), "for 500 images"),  # as if 10,000
+        (lambda a, b: (a.sum() - b.sum(), paired(a, b)), "The difference is 12"),
+        (lambda a, b: ((a & ~b).mean(), paired(a, b)), "it should be 0.024"),
+        (lambda a, b: (1.0 * a - b, paired(a, b)), "must be a number, but is a ndarray"),
+        (lambda a, b: ((a.astype("uint8") - b.astype("uint8")).mean(), 0.1), "is 13.85"),
     ],
 )
 def test_image_error_names_the_mistake(
@@ -318,6 +384,17 @@ def simulated(gain: float, spread: float, arms: int) -> int:
         (lambda g, s, m: 10, "10 seeds for a gain of 0.2, a spread of 0.2 and 1 arm: then 5"),
         (lambda g, s, m: 3 * ch09._exact(g, s, m), "are the fewest with 80 %"),
         (lambda g, s, m: [17], "must be a number, but is a list"),
+        (lambda g, s, m: 17, "then 18% of the studies see the gain"),
+        (lambda g, s, m: float("inf"), "inf is no number of seeds"),
+        (lambda g, s, m: float("nan"), "nan is no number of seeds"),
+        (lambda g, s, m: -5, "-5 seeds for a gain of 0.2"),
+        (lambda g, s, m: ch09._exact(g, s, m + 1), "There are `arms` of them beside it"),
+        (lambda g, s, m: np.ceil(envelope(g, s, max(1, m - 1))), "beside it"),
+        (lambda g, s, m: envelope(g, s, m / 2), "The limit is for one direction"),
+        (lambda g, s, m: ch09._exact(g, s, m, power=0.9), "17 seeds are the fewest"),
+        (lambda g, s, m: envelope(s, g, m), "60 seeds are the fewest"),
+        (lambda g, s, m: envelope(g / 100, s, m), "are the fewest with 80 %"),
+        (lambda g, s, m: ch09._exact(0.2, s, m), "are the fewest with 80 %"),
     ],
 )
 def test_seeds_needed_names_the_mistake(

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from cbam_edu.check.verdict import Wrong, judge
+from cbam_edu.check.verdict import Wrong, judge, number, written
 from cbam_edu.statistics import holm
 
 Array = np.ndarray
@@ -18,25 +17,14 @@ Array = np.ndarray
 # ---- What answers are made of
 
 
-def _number(what: str, value: object) -> float:
-    if value is None or value is ...:
-        raise NotImplementedError
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
-    return float(value)
-
-
 def _two(value: Any, what: str) -> tuple[float, float]:
     """Return the difference and its standard error."""
-    if value is None or value is ...:
-        raise NotImplementedError
+    value = written(value)
     if isinstance(value, Tensor | np.ndarray) and tuple(value.shape) == (2,):
-        value = value.tolist()
+        value = list(value)
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise Wrong(f"Return two numbers, {what}, in this order.")
-    return _number("the difference", value[0]), _number("the standard error", value[1])
+    return number(value[0], "the difference"), number(value[1], "the standard error")
 
 
 def _same(values: Sequence[float], others: Sequence[float], tolerance: float = 1e-6) -> bool:
@@ -50,22 +38,33 @@ POTS = (
     ([91.5, 91.25, 91.625, 91.375], [91.0, 91.125, 90.75, 91.25]),
     ([90.5, 91.0, 90.75], [91.25, 90.875, 91.5, 91.375, 91.0]),
     ([91.0, 91.5, 91.25, 91.125, 90.875], [91.125, 91.375, 90.75, 91.25, 91.5]),
+    ([91.0, 91.5], [90.5, 90.75, 91.25, 90.25, 90.0, 90.375]),
 )
 
 
-def _deals(a: Sequence[float], b: Sequence[float]) -> Iterator[float]:
-    """Yield the difference of means for every way to deal out the runs."""
-    pot = [*a, *b]
+def _deals(pot: Sequence[float], size: int) -> Iterator[float]:
+    """Yield the difference of means for every way to deal out `size` of the runs."""
     total = sum(pot)
-    for chosen in combinations(pot, len(a)):
-        yield sum(chosen) / len(a) - (total - sum(chosen)) / len(b)
+    for chosen in combinations(pot, size):
+        yield sum(chosen) / size - (total - sum(chosen)) / (len(pot) - size)
 
 
-def _share(count: Callable[[Array, float], Array]) -> list[float]:
+def _share(count: Callable[[Array, float], Array], halves: bool = False) -> list[float]:
     found = []
     for a, b in POTS:
-        real = sum(a) / len(a) - sum(b) / len(b)
-        found.append(float(count(np.array(list(_deals(a, b))), real).mean()))
+        pot, real = [*a, *b], sum(a) / len(a) - sum(b) / len(b)
+        size = len(pot) // 2 if halves else len(a)
+        found.append(float(count(np.array(list(_deals(pot, size))), real).mean()))
+    return found
+
+
+def _by_sums() -> list[float]:
+    """Return the p-values of those who compare sums, as if both arms had equally many runs."""
+    found = []
+    for a, b in POTS:
+        pot, real = [*a, *b], abs(sum(a) - sum(b))
+        sums = [abs(2 * sum(chosen) - sum(pot)) for chosen in combinations(pot, len(a))]
+        found.append(float(np.mean(np.array(sums) >= real - 1e-9)))
     return found
 
 
@@ -80,10 +79,14 @@ def _distinct() -> list[float]:
     return found
 
 
+def _ways(a: Sequence[float], b: Sequence[float]) -> int:
+    return math.comb(len(a) + len(b), len(a))
+
+
 @judge
 def permutation_p(answer: Callable[[list[float], list[float]], Any]) -> None:
     """Judge `answer(a, b)`: the p-value from every way to deal out the runs of two arms."""
-    values = [_number("The p-value", answer(list(a), list(b))) for a, b in POTS]
+    values = [number(answer(list(a), list(b)), "The p-value") for a, b in POTS]
     close = 1e-9  # ties, whatever the order in which somebody adds
     right = _share(lambda d, real: np.abs(d) >= abs(real) - close)
     mistakes = {
@@ -102,6 +105,16 @@ def permutation_p(answer: Callable[[list[float], list[float]], Any]) -> None:
         "both.": _share(lambda d, real: d >= abs(real) - close),
         "Deals that look alike are counted once. Two runs of one accuracy are still two runs: deal "
         "out the runs, not their values.": _distinct(),
+        "The real way to deal is one of all ways, too: let it count itself, above and below the "
+        "line.": [
+            (p * _ways(*pot) - 1) / (_ways(*pot) - 1) for p, pot in zip(right, POTS, strict=True)
+        ],
+        "This deals out halves. `a` and `b` need not have equally many runs: deal out len(a).": (
+            _share(lambda d, real: np.abs(d) >= abs(real) - close, halves=True)
+        ),
+        "This compares sums. The two arms need not have equally many runs: compare means.": (
+            _by_sums()
+        ),
         "This is Welch's test, which has a formula. Here you are to deal out the runs.": [
             float(stats.ttest_ind(a, b, equal_var=False).pvalue) for a, b in POTS
         ],
@@ -110,8 +123,8 @@ def permutation_p(answer: Callable[[list[float], list[float]], Any]) -> None:
         if _same(values, wrong):
             raise Wrong(why)
     for (a, b), value, wanted in zip(POTS, values, right, strict=True):
-        if abs(value - wanted) > 0.02:  # random deals, if there are enough, do as well
-            ways = math.comb(len(a) + len(b), len(a))
+        if not abs(value - wanted) <= 0.02:  # random deals, if there are enough, do as well
+            ways = _ways(a, b)
             if abs(value - wanted * ways) < 1e-6:
                 raise Wrong(f"This is a number of deals. Divide it by all {ways}.")
             raise Wrong(
@@ -140,7 +153,7 @@ def corrected_p(answer: Mapping[str, Any]) -> None:
     if any(value is ... or value is None for value in answer.values()):
         raise NotImplementedError
     p = list(GIVEN.values())
-    values = [_number(f"{arm!r}", answer[arm]) for arm in GIVEN]
+    values = [number(answer[arm], repr(arm)) for arm in GIVEN]
     order = sorted(p)
     mistakes = {
         "These are the p-values as they came.": p,
@@ -169,7 +182,7 @@ def corrected_p(answer: Mapping[str, Any]) -> None:
                 f"below, so it is multiplied by {factor}, and raised to the one before it if "
                 "that is larger."
             )
-    below = _number(f"{last!r}", answer[last])
+    below = number(answer[last], repr(last))
     if below != 1:
         raise Wrong(f"{below:g} of the four below 0.05? Count again in your own corrected values.")
 
@@ -311,7 +324,7 @@ def _answered() -> Curves:
     found = []
     for images, shift in ((500, 0.1), (2000, -0.05), (1200, 0.0)):
         hard = rng.normal(size=images)
-        a, b = (hard + 0.4 * rng.normal(size=images) + s > 0 for s in (shift, 0.0))
+        a, b = (hard + 0.4 * rng.normal(size=images) + s > -0.8 for s in (shift, 0.0))
         found.append((a, b))
     return found
 
@@ -333,6 +346,10 @@ IMAGE_ERRORS: dict[str, Callable[[Array, Array], float]] = {
     "images on which they agree add nothing: start from a - b, image by image.": _apart,
     "This is the spread over single images. For that of the mean, divide by the root of their "
     "number.": lambda a, b: float(_each(a, b).std()),
+    "This is divided by the root of the number of images on which the two disagree. All images "
+    "count: those on which they agree have a difference, too, of 0.": (
+        lambda a, b: float(_each(a, b).std() / np.sqrt((a ^ b).sum()))
+    ),
     "This is the variance of the mean. Take the root.": lambda a, b: _paired(a, b) ** 2,
     "The spread over images is divided by their number. A standard error is divided by the root "
     "of it.": lambda a, b: float(_each(a, b).std() / len(a)),
@@ -377,26 +394,26 @@ def image_error(answer: Callable[[Array, Array], Any]) -> None:
 
 # ---- 9.5
 
-PLANS = ((0.2, 0.2, 1), (0.2, 0.3, 8), (0.5, 0.6, 3), (0.1, 0.15, 1), (0.3, 0.5, 20))
+PLANS = ((0.2, 0.2, 1), (0.2, 0.3, 8), (0.3, 0.5, 2), (0.5, 0.6, 3), (0.1, 0.15, 1), (0.3, 0.5, 20))
 WANTED = 0.8  # the power
 ALPHA = 0.05
 
 
-def _power(gain: float, spread: float, arms: int, n: int, noisy: int = 2) -> float:
+def _power(gain: float, spread: float, arms: float, n: int, noisy: int = 2) -> float:
     """Return how often a gain is seen; `noisy` is how many of the two arms have noise."""
     freedom = 2 * n - 2
     limit = stats.t.ppf(1 - ALPHA / arms / 2, freedom)
     return float(stats.nct.sf(limit, freedom, gain / (spread * math.sqrt(noisy / n))))
 
 
-def _exact(gain: float, spread: float, arms: int, noisy: int = 2, power: float = WANTED) -> int:
+def _exact(gain: float, spread: float, arms: float, noisy: int = 2, power: float = WANTED) -> int:
     n = 2
     while _power(gain, spread, arms, n, noisy) < power:
         n += 1
     return n
 
 
-def _envelope(gain: float, spread: float, arms: int, power: float = WANTED) -> float:
+def _envelope(gain: float, spread: float, arms: float, power: float = WANTED) -> float:
     """Return the number of seeds by the rule of the envelope, which supposes a known spread."""
     far = stats.norm.ppf(1 - ALPHA / arms / 2) + stats.norm.ppf(power)
     return float(2 * (far * spread / gain) ** 2)
@@ -408,6 +425,16 @@ PLANNED: dict[str, list[Plan]] = {
         lambda g, s, m: _exact(g, s, 1),
         lambda g, s, m: _envelope(g, s, 1),
         lambda g, s, m: 16 * (s / g) ** 2,
+    ],
+    "The baseline counts as an arm, or one arm does not. There are `arms` of them beside it.": [
+        lambda g, s, m: _exact(g, s, m + 1),
+        lambda g, s, m: _envelope(g, s, m + 1),
+        lambda g, s, m: _exact(g, s, max(1, m - 1)),
+        lambda g, s, m: _envelope(g, s, max(1, m - 1)),
+    ],
+    "The limit is for one direction. p < 0.05 / arms holds half of it at either end.": [
+        lambda g, s, m: _envelope(g, s, m / 2),
+        lambda g, s, m: _exact(g, s, m / 2),
     ],
     "This plans for a power of one half: a gain that lies just at the limit is missed every "
     "second time. Four of five are wanted.": [
@@ -438,9 +465,11 @@ PLANNED: dict[str, list[Plan]] = {
 @judge
 def seeds_needed(answer: Plan) -> None:
     """Judge `answer(gain, spread, arms)`: the smallest number of seeds of each arm."""
-    values = [_number("The number of seeds", answer(*plan)) for plan in PLANS]
+    values = [number(answer(*plan), "The number of seeds") for plan in PLANS]
     if _planned(values, [lambda g, s, m: s**2 / g**2 * m**0]):
         raise Wrong("This is the square of spread / gain. It has still to be multiplied.")
+    if endless := [n for n in values if not abs(n) < 1e9]:
+        raise Wrong(f"{endless[0]:g} is no number of seeds that a study could have.")
     for (gain, spread, arms), n in zip(PLANS, values, strict=True):
         exact = _exact(gain, spread, arms)
         # The envelope's number, however rounded, is near enough, and so is a simulation's.

@@ -102,7 +102,8 @@ def written(value: Any) -> Any:
 def number(value: Any, what: str) -> float:
     """Return `value` if it is one number, of Python, NumPy or torch."""
     value = written(value)
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
+    one = isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1
+    if one and not getattr(value, "is_meta", False):  # a tensor without numbers
         value = value.item()
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
