@@ -126,6 +126,19 @@ def test_deterministic_cells_are_compared(path):
         assert not any("image/png" in output.get("data", {}) for output in cell.outputs), cell.id
 
 
+@pytest.mark.parametrize(
+    ("stem", "before", "cell"),
+    [("04_spatial_attention", ("cell-002", "cell-026"), "cell-028")],
+)
+def test_a_cell_says_the_same_when_it_is_run_again(stem, before, cell, capsys):
+    cells = {c.id: c for c in read(NOTEBOOKS / f"{stem}.ipynb").cells}
+    names, said = {}, []
+    for name in (*before, cell, cell):
+        exec(cells[name].source, names)
+        said.append(capsys.readouterr().out)
+    assert said[-2:] == [cells[cell].outputs[0].text] * 2
+
+
 # Exercises
 
 FOUND = [(path.stem, exercise) for path in PATHS for exercise in exercises(path)]
