@@ -15,12 +15,16 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``checkpoint.pt``, and its history once more, readably, as ``log.jsonl``."""
+    """Write ``checkpoint.pt``, and before it its history, readably, as ``log.jsonl``.
+
+    In this order a run that is killed between the two and resumed writes both again; after a last
+    checkpoint there would be nothing more to write.
+    """
     buffer = io.BytesIO()  # torch's own writer hides what the disk says
     torch.save({"format": 1, **state}, buffer)
-    replace_file(folder / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
     lines = "".join(json.dumps(entry) + "\n" for entry in state["history"])
     replace_file(folder / "log.jsonl", lambda file: file.write(lines.encode()))
+    replace_file(folder / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

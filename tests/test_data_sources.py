@@ -132,6 +132,50 @@ class Answer(BaseHTTPRequestHandler):
     def inward(self, content, start):
         self.head(302, Location="file:///etc/hostname", Content_Length=0)
 
+    def abroad(self, content, start):
+        self.head(302, Location=f"ftp://127.0.0.1:{self.server.server_port}/{BIN}")
+
+    def nowhere(self, content, start):
+        self.head(302, Location="http://[/x")
+
+    def nobody(self, content, start):
+        self.head(302, Location=f"http://{'a' * 70}/x")
+
+    def rambling(self, content, start):
+        """Send on to the good source, and say so for ever."""
+        self.head(302, Location=self.path.replace("rambling", "good"))
+        while not self.server.closing.is_set():
+            self.wfile.write(bytes(100_000))
+
+    def shouting(self, content, start):
+        self.send_response(404, "\x1b[2J" + "gone" * 1000)
+        self.end_headers()
+
+    def shouting_length(self, content, start):
+        self.head(200, Content_Length="\x07" * 1000)
+
+    def dripped_head(self, content, start):
+        """Answer a byte at a time, each well within the timeout, for ever."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        self.drips(b"x")
+
+    def go_on(self, content, start):
+        self.drips(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def dripped(self, content, start):
+        self.head_of(content, start)
+        self.drips(b"x")
+
+    def dripped_chunk(self, content, start):
+        self.head(200, Transfer_Encoding="chunked")
+        self.drips(b"0")
+
+    def drips(self, data):
+        for _ in range(2000):
+            self.server.now += 0.3
+            self.wfile.write(data)
+            time.sleep(0.001)
+
     def moved(self, content, start):
         self.head(302, Location=self.path.replace("moved", "good"), Content_Length=0)
 
@@ -200,7 +244,7 @@ def manners(site):
 # --- one good source ---
 
 
-@pytest.mark.parametrize("manner", ["good", "no_length", "moved"])
+@pytest.mark.parametrize("manner", ["good", "no_length", "moved", "rambling"])
 def test_a_good_source_gives_the_files_and_leaves_nothing_else(site, tmp_path, manner):
     folder = tmp_path / "new" / "folder"
     assert get(site, folder, manner) == folder
@@ -250,6 +294,13 @@ def test_the_default_folder_is_the_cache(site, tmp_path, monkeypatch):
     monkeypatch.setenv("CBAM_EDU_DATA", str(tmp_path / "cache"))
     assert get(site, None, "good") == tmp_path / "cache"
     assert is_right(tmp_path / "cache")
+
+
+def test_what_a_kill_after_the_last_file_has_left_is_removed(site, tmp_path):
+    get(site, tmp_path, "good")
+    (tmp_path / f"{BIN}.part").write_bytes(GOOD)
+    get(site, tmp_path, "good")
+    assert is_right(tmp_path)
 
 
 # --- resuming ---
@@ -321,6 +372,14 @@ REASONS = {
     "busy": "answers HTTP 503 (Service Unavailable)",
     "circle": "redirects to nowhere (HTTP 302)",
     "inward": "redirects to nowhere (HTTP 302)",
+    "abroad": "redirects to nowhere (HTTP 302)",
+    "nowhere": "cannot be read (Invalid IPv6 URL)",
+    "nobody": "cannot be read (",
+    "shouting": f"answers HTTP 404 (?[2J{'gone' * 49})",
+    "shouting_length": f"has another file (HTTP 200, {'?' * 200} bytes where",
+    "dripped_head": "sent too little for 20 s",
+    "go_on": "sent too little for 20 s",
+    "dripped_chunk": "sent too little for 20 s",
     "endless": f"sends more than the {len(GOOD):,} bytes that are right",
     "stall": "sent nothing for 1 s",
     "mute": "sent nothing for 1 s",
@@ -385,8 +444,7 @@ def test_a_slow_source_is_left_for_the_next(site, tmp_path, capsys):
     get(site, tmp_path, "slow", f"good/{PY}", progress=True, **FAST)
     assert manners(site) == ["slow", "good"]
     assert f"left 127.0.0.1:{site.server_port}: slow: " in capsys.readouterr().err
-    (tmp_path / f"{BIN}.part").unlink()  # it is kept
-    assert is_right(tmp_path)
+    assert is_right(tmp_path)  # nothing is kept of what is no longer needed
 
 
 def test_a_slow_source_is_better_than_none_and_goes_on_where_it_was_left(site, tmp_path):
@@ -414,6 +472,15 @@ def test_what_is_whole_is_not_left_for_slowness(monkeypatch, arrived, slow):
     expected = pytest.raises(fetch.TooSlow) if slow else contextlib.nullcontext()
     with fetch.Meter("toy", 10, 0, slowest=1.0, window=2.0, show=False) as meter, expected:
         meter.advance(arrived)
+
+
+def test_a_source_that_all_but_stands_still_is_as_good_as_none(site, tmp_path):
+    """Nobody waits for years."""
+    with pytest.raises(DownloadError, match=r"/dripped/.* slow: 0\.00\d+ kB/s"):
+        get(site, tmp_path, "dripped", **FAST)
+    assert manners(site) == ["dripped", "dripped"]
+    get(site, tmp_path, "good")
+    assert is_right(tmp_path)
 
 
 # --- archives that are not what they should be, under a digest that is ---

@@ -519,6 +519,28 @@ def test_a_disk_that_takes_no_more_keeps_the_checkpoint_before(tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
 
 
+def test_a_run_stopped_between_its_last_two_files_has_both_in_the_end(tmp_path, monkeypatch):
+    from cbam_edu import checkpoint
+
+    calls, write_file = [], checkpoint.replace_file
+
+    def stopped(path, write):
+        calls.append(path.name)
+        if len(calls) == 6:  # of two files each before the first epoch, after it and after the last
+            raise KeyboardInterrupt
+        write_file(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "replace_file", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fit(Flat(), toy(), PLAIN, out=tmp_path, progress=False)
+    assert len(set(calls)) == 2
+    history = fit(Flat(), toy(), PLAIN, out=tmp_path, resume=True, progress=False)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in log] == [1, 2]
+    assert log == history
+
+
 def test_a_network_that_cannot_learn_the_images_is_told(tmp_path):
     with pytest.raises(ValueError, match="gives 3 numbers for 4 classes; make it with num_classes"):
         fit(create_model("cbamnet_tiny", 3, dims=(4, 8)), toy(), PLAIN, progress=False)

