@@ -7,10 +7,12 @@ when it is imported, and other tests want the compiler.
 import copy
 import weakref
 from functools import reduce
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
@@ -21,6 +23,18 @@ from cbam_edu import fused
 from cbam_edu.attention import CBAM
 from cbam_edu.fused import chip, gpu
 from cbam_edu.models.resnet import ResidualBlock
+from test_properties import (
+    OTHER_WAY,
+    bad_places,
+    bad_values,
+    holds,
+    kinds,
+    near,
+    seeds,
+    shapes,
+    spoil,
+)
+from test_properties import numbers as drawn_numbers
 
 DEVICE = "cpu" if knobs.runtime.interpret else "cuda"
 torch.backends.cudnn.allow_tf32 = False  # of the convolution, which is torch's
@@ -663,6 +677,54 @@ def test_a_backend_that_cannot_join_adds(monkeypatch):
     out = fused.refine_and_add(module.cpu(), x.cpu(), r.cpu())
     assert steps(out) == {"Pool", "Squeeze", "Scale"}
     assert_close(out, torch.relu(plain.cpu()(x.cpu()) + r.cpu()))
+
+
+# ---- Drawn examples
+
+
+@holds(
+    "Triton's kernels give the plain form's output, gradients and extreme numbers",
+    shape=shapes(most=80), few=st.integers(1, 2), hidden=st.integers(1, 40), kind=kinds,
+    last=st.booleans(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    on_chip=st.booleans(), back=st.sampled_from([True, *[False] * 3]), joined=st.booleans(),
+    value=st.none() | bad_values, where=bad_places, seed=seeds,
+)  # fmt: skip
+def test_drawn_examples(
+    shape, few, hidden, kind, last, dtype, on_chip, back, value, where, joined, seed
+):
+    torch.manual_seed(seed)
+    shape = (min(few, shape[0]), *shape[1:])  # each image takes the interpreter its time
+    module = fused.CBAM(shape[1], max(1, shape[1] // hidden), norm=False).to(DEVICE, dtype)
+    plain = CBAM(shape[1], max(1, shape[1] // hidden), norm=False).to(DEVICE).double()
+    plain.load_state_dict(module.state_dict())
+    x = drawn_numbers(shape, seed, kind, dtype)
+    x = (x if value is None else spoil(x, value, where, seed)).to(DEVICE)
+    x = x.contiguous(memory_format=LAST[last])
+    r, g = (drawn_numbers(shape, seed + i, dtype=dtype).to(DEVICE) for i in (1, 2))
+    exact = back and dtype == torch.float64 and value is None  # no tie by a rounding
+    found = []
+    with (
+        np.errstate(all="ignore"),  # the interpreter computes by numpy, which warns of infinities
+        mock.patch.object(fused, "BACKENDS", [gpu]),
+        mock.patch.object(chip, "CACHED", chip.CACHED if on_chip else 0),
+    ):
+        for m, wide in ((module, dtype), (plain, torch.float64)):
+            here = x.to(wide).requires_grad_(exact)
+            if m is plain:
+                out = torch.relu(m(here) + r.to(wide)) if joined else m(here)
+            else:
+                out = fused.refine(m, here, r if joined else None)
+            wanted = [here, *m.parameters()] if exact else []
+            grads = torch.autograd.grad(out, wanted, g.to(wide)) if exact else ()
+            found.append((out, *grads))
+    size = x.double().abs().nan_to_num(0, 0, 0) + joined * r.double().abs()
+    # An infinity may spread on a CPU, see `cbam_edu.fused.convolution`.
+    infinite = shape[3] >= 16 and not x.isfinite().all()
+    allowed = OTHER_WAY[dtype] * size + 1e-40
+    near(found[0][0][:1], found[1][0][:1], allowed[:1], may_be_nan=infinite)
+    near(found[0][0][1:], found[1][0][1:], allowed[1:])
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        near(one, other, 1e-9 * (1 + other.abs().max()))
 
 
 # ---- The trial

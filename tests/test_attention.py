@@ -8,8 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from timm.layers.cbam import CbamModule
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -626,39 +624,6 @@ def test_dtype_and_memory_format_are_kept(dtype, layout, order, training):
     result.sum().backward()
     assert x.grad.dtype == dtype
     assert x.grad.isfinite().all()
-
-
-@given(
-    shape=st.tuples(*(st.integers(low, 6) for low in (0, 1, 1, 1))),
-    dtype=st.sampled_from(list(TOLERANCE)),
-    order=st.sampled_from(ORDERS),
-    gate=st.sampled_from(list(GATES)),
-    mixer=st.sampled_from(MIXERS),
-    pooling=st.lists(st.sampled_from(list(POOLINGS)), min_size=1, max_size=4),
-    kernel_size=st.sampled_from([1, 3, 5, 7]),
-    norm=st.booleans(),
-    training=st.booleans(),
-)
-@settings(max_examples=60, deadline=None)
-def test_any_shape_dtype_and_options(
-    shape, dtype, order, gate, mixer, pooling, kernel_size, norm, training
-):
-    options = {"order": order, "gate": gate, "mixer": mixer, "pooling": pooling, "norm": norm}
-    module = CBAM(shape[1], 2, kernel_size, **options).to(dtype).train(training)
-    x = torch.randn(shape, dtype=dtype, requires_grad=True)
-    result = module(x)
-    assert result.shape == x.shape
-    assert result.dtype == dtype
-    assert (result.abs() <= x.abs()).all()  # which no NaN is
-    result.sum().backward()
-    for value in (x, *module.parameters()):
-        assert value.grad is not None
-        assert value.grad.isfinite().all()
-    if hasattr(module, "channel"):
-        assert module.channel(x).shape == (*shape[:2], 1, 1)
-    if hasattr(module, "spatial"):
-        assert module.spatial(x).shape == (shape[0], 1, *shape[2:])
-        assert all(value.isfinite().all() for value in module.spatial.buffers())
 
 
 def test_a_batch_of_one_number_trains_on_the_running_statistics():

@@ -2,6 +2,8 @@
 
 A CPU computes 16 channels at once, or as many places as it has channels to fill. So 8 neighbouring
 places are made 8 channels, whose kernels are the same one, shifted, in rows of k + 7.
+Their zeros times an infinity are NaN: it spreads to up to 7 more places of a row than by the plain
+convolution.
 """
 
 from typing import Any
@@ -52,8 +54,9 @@ def _convolve(z: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(z, weight.contiguous(), padding=k // 2)
     shifted = torch.stack([F.pad(weight, (j, many - 1 - j)) for j in range(many)], 1)
     kernels = shifted.view(outs * many, ins, k, k + many - 1)
-    out = F.conv2d(_padded(z, k), kernels, stride=(1, many)).view(n, outs, many, h, -1)
-    return out.permute(0, 1, 3, 4, 2).reshape(n, outs, h, -1)[..., :w]
+    columns = -(-w // many)
+    out = F.conv2d(_padded(z, k), kernels, stride=(1, many)).view(n, outs, many, h, columns)
+    return out.permute(0, 1, 3, 4, 2).reshape(n, outs, h, columns * many)[..., :w]
 
 
 def _weight_grad(z: Tensor, weight: Tensor, g: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def _weight_grad(z: Tensor, weight: Tensor, g: Tensor) -> Tensor:
     many, (_, ins, k, _), (n, _, h, w) = _neighbours(z), weight.shape, g.shape
     if many == 1:
         return conv2d_weight(z, weight.shape, g, padding=k // 2)
-    g = F.pad(g, (0, -w % many)).view(n, h, -1, many).permute(0, 3, 1, 2)
+    g = F.pad(g, (0, -w % many)).view(n, h, -(-w // many), many).permute(0, 3, 1, 2)
     kernels = many, ins, k, k + many - 1
     found = conv2d_weight(_padded(z, k), kernels, g, stride=(1, many))
     return torch.stack([found[j, :, :, j : j + k] for j in range(many)]).sum(0, keepdim=True)
