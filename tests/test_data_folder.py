@@ -406,5 +406,6 @@ def test_networks_and_images_of_two_kinds_do_not_mix(tree, trained, capsys):
 
 
 def test_the_transform_for_224_pixels_is_that_of_imagenet():
-    resize, crop, _ = transform(224).transforms
+    shortened, resize, crop, _ = transform(224).transforms
+    assert shortened(usual := Image.new("RGB", (1600, 100))) is usual  # but what nobody has
     assert (resize.size, crop.size) == ([256], (224, 224))

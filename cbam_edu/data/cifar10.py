@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from cbam_edu.data.images import ImageSet
-from cbam_edu.storage import cache_dir, explained
+from cbam_edu.neighbours import check_name
+from cbam_edu.storage import cache_dir, explained, open_file
 
 CLASSES = (
     "airplane",
@@ -143,7 +144,10 @@ def load_cifar10(
         If a file is there, but is truncated or altered.
     StorageError
         If a file cannot be read.
+    ValueError
+        For another split.
     """
+    check_name("split", split, ["train", "test"])
     folder = cache_dir() if folder is None else Path(folder)
     batches = {name: batch for name, batch in edition.batches.items() if batch.split == split}
     total = sum(batch.count for batch in batches.values())
@@ -174,14 +178,14 @@ def read_batch(folder: Path, name: str, batch: Batch) -> bytes:
 
     Raises as `load_cifar10` does.
     """
-    faults = []
+    faults, most = [], 2 * batch.count * RECORD  # the python version's are little longer
     for path in (folder / BINARY / f"{name}.bin", folder / f"{name}.bin"):
-        if (content := _read(path)) is not None:
+        if (content := _read(path, most)) is not None:
             if (fault := batch_fault(content, batch)) is None:
                 return content
             faults.append(f"{path} {fault}")
     for path in (folder / PYTHON / name, folder / name):
-        if (content := _read(path)) is not None:
+        if (content := _read(path, most)) is not None:
             content = from_python(content, batch.count)
             if content is not None and batch_fault(content, batch) is None:
                 return content
@@ -194,11 +198,12 @@ def read_batch(folder: Path, name: str, batch: Batch) -> bytes:
     )
 
 
-def _read(path: Path) -> bytes | None:
-    """Return a file's content, or None where there is no such file."""
+def _read(path: Path, most: int) -> bytes | None:
+    """Return a file's content, `most` bytes of a longer one; None where there is no file."""
     with explained("read", path):
         try:
-            return path.read_bytes()
+            with open_file(path) as file:
+                return file.read(most)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -207,7 +212,8 @@ def batch_fault(content: bytes, batch: Batch) -> str | None:
     """Say what is wrong with the content of a file of the binary version, or None."""
     wanted = batch.count * RECORD
     if len(content) != wanted:
-        return f"has {len(content):,} bytes where {wanted:,} are right"
+        more = "more than " if len(content) == 2 * wanted else ""  # read no further
+        return f"has {more}{len(content):,} bytes where {wanted:,} are right"
     digest = hashlib.sha256(content).hexdigest()
     if digest != batch.sha256:
         return f"has the SHA-256 {digest[:12]}... where {batch.sha256[:12]}... is right"

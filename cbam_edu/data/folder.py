@@ -7,6 +7,7 @@ is scaled to 256/224 of that size, and the middle is cut out.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cbam_edu.attention import check_positive
 from cbam_edu.data.batches import Augmentation, Order
 from cbam_edu.data.images import normalise, open_picture, per_channel, split_off
+from cbam_edu.neighbours import check_name
 from cbam_edu.storage import explained
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, per channel, in 0..1, as torchvision has them
 STD = (0.229, 0.224, 0.225)
+# Pictures that are not listed: torchvision, whose list is taken, has none of these.
+OTHERS = (
+    *(".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".psd", ".svg", ".tga"),
+    *(".arw", ".cr2", ".dng", ".nef", ".raw"),
+)
+# No object is so long: what is longer is cut before it is scaled, lest a line of pixels become
+# billions.
+LONGEST = 16
 TREE = "FOLDER/train/CLASS/*.jpg, and FOLDER/val/CLASS/*.jpg or FOLDER/test/CLASS/*.jpg"
 
 
@@ -92,9 +103,16 @@ class PictureFolder:
 
 
 def load_folder(
-    folder: Path, split: str = "train", *, size: int = 224, workers: int | None = None
+    folder: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    size: int = 224,
+    workers: int | None = None,
 ) -> PictureFolder:
     """List the pictures of an ImageNet-style tree, without opening them; hidden ones are not.
+
+    Links are followed, and each folder is listed once in a class. A warning tells of pictures of
+    kinds that are left out, such as HEIC.
 
     Parameters
     ----------
@@ -116,6 +134,8 @@ def load_folder(
     cbam_edu.storage.StorageError
         If a folder cannot be read.
     """
+    folder = Path(folder)
+    check_name("split", split, ["train", "test"])
     check_positive("size", size)
     if workers is None:
         workers = min(4, _cores())
@@ -127,10 +147,6 @@ def load_folder(
     if root is None:
         raise FolderError(f"{folder} has no folder {' or '.join(names)} in it; wanted: {TREE}")
 
-    def is_picture(path: str) -> bool:  # and not what macOS leaves beside one: ._1.jpg
-        hidden = os.path.basename(path).startswith(".")
-        return not hidden and datasets.folder.is_image_file(path)
-
     with explained("read", root):
         try:
             classes = [n for n in datasets.folder.find_classes(root)[0] if not n.startswith(".")]
@@ -139,15 +155,47 @@ def load_folder(
                     f"{root} holds {', '.join(classes) or 'nothing'}, and a network needs two "
                     f"classes or more to tell apart; wanted: {TREE}"
                 )
-            numbers = {name: number for number, name in enumerate(classes)}
-            samples = datasets.folder.make_dataset(
-                os.fspath(root), numbers, is_valid_file=is_picture
-            )
+            files = {name: _files(root / name) for name in classes}
         except FileNotFoundError as error:  # torchvision says what is missing
             raise FolderError(f"wanted: {TREE}; in {root} it is not so: {error}") from error
-    paths = tuple(path for path, _ in samples)
-    labels = torch.tensor([label for _, label in samples])
+    listed = {n: [f for f in f_s if datasets.folder.is_image_file(f)] for n, f_s in files.items()}
+    _tell_others(root, [f for f_s in files.values() for f in f_s if f.lower().endswith(OTHERS)])
+    if empty := [name for name in classes if not listed[name]]:
+        raise FolderError(
+            f"wanted: {TREE}; in {root} it is not so: no valid file for the classes "
+            f"{', '.join(empty)}; pictures are {', '.join(datasets.folder.IMG_EXTENSIONS)}"
+        )
+    paths = tuple(path for name in classes for path in listed[name])
+    labels = torch.tensor([i for i, name in enumerate(classes) for _ in listed[name]])
     return PictureFolder(folder.resolve().name, paths, labels, tuple(classes), size, workers)
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the files in a folder and below, sorted, without hidden ones: ._1.jpg is macOS's."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, seen = [], set[str]()
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link to where we have been, or are
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found.append((root, sorted(name for name in names if not name.startswith("."))))
+    return [os.path.join(root, name) for root, names in sorted(found) for name in names]
+
+
+def _tell_others(root: Path, left_out: list[str]) -> None:
+    """Warn of pictures that are not listed."""
+    if left_out:
+        warnings.warn(
+            f"{len(left_out):,} pictures in {root} are left out, as torchvision lists none of "
+            f"their kind, such as {left_out[0]}; to have them, save them as JPEG or PNG",
+            stacklevel=3,
+        )
 
 
 def _cores() -> int:
@@ -157,11 +205,21 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def _shortened(picture: Image.Image) -> Image.Image:
+    """Return the middle of a picture that is more than `LONGEST` times as long as it is wide."""
+    width, height = picture.size
+    most = LONGEST * min(width, height)
+    if max(width, height) <= most:
+        return picture
+    left, top = (max(0, (side - most) // 2) for side in (width, height))
+    return picture.crop((left, top, min(width, left + most), min(height, top + most)))
+
+
 def transform(size: int, augmentation: Augmentation | None = None) -> Any:
     """Return what turns a picture into ``(3, size, size) uint8``: for training, or for testing."""
     _, v2 = _torchvision()
     if augmentation is None:
-        steps = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+        steps = [_shortened, v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
     else:
         flip = [v2.RandomHorizontalFlip()] if augmentation.flip else []
         steps = [v2.RandomResizedCrop(size), *flip]

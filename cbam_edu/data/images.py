@@ -1,6 +1,7 @@
 """Labelled images in memory, and the numbers that a network sees instead of pixels."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from cbam_edu.storage import explained
+from cbam_edu.storage import explained, open_file
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training pixels, per channel, in 0..1
 STD = (0.2470, 0.2435, 0.2616)
+# The kinds that Pillow itself may read here. Of its others some are read by slow code in Python,
+# which a small file keeps busy for minutes, and EPS is run by Ghostscript, another program.
+KINDS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "ICO", "PPM", "AVIF", "JPEG2000")
 
 
 @dataclass(frozen=True)
@@ -126,25 +130,61 @@ def normalise(
     return (images.float() / 255 - centre) / scale
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture of any kind that Pillow knows, in RGB, turned as its camera says.
+def _kinds() -> list[str]:
+    """Return the kinds of pictures that may be read: `KINDS`, and those that the user has added."""
+    Image.init()
+    return [
+        kind
+        for kind in Image.ID
+        if kind in KINDS or not Image.OPEN[kind][0].__module__.startswith("PIL.")
+    ]
 
-    Raises as `read_image` does.
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture of one of `KINDS`, in RGB, turned as its camera says.
+
+    Grey of 16 bits is scaled to 8. Raises as `read_image` does.
     """
-    with explained("read", path):
+    with explained("read", path), open_file(path) as file:
         try:
-            with Image.open(path) as picture:
-                return ImageOps.exif_transpose(picture).convert("RGB")
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(file, formats=_kinds()) as picture:
+                    return _upright(picture)
+        except UnidentifiedImageError as error:
+            raise ValueError(
+                f"{path} is not a picture that can be read; it can be {', '.join(KINDS)}"
+            ) from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(f"{path} is not a picture that can be read: {error}") from error
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken ones
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises what it likes for a broken picture
             if getattr(error, "errno", None) is not None:  # the file system's, not the decoder's
                 raise
-            raise ValueError(f"{path} is a damaged picture: {error}") from error
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{path} is a damaged picture: {reason}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Return a picture's pixels in RGB, turned as its camera says, in little memory."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format != "TIFF"):
+        grey = np.asarray(picture) // 257  # from 0..65535; Pillow would cut it off at 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are {'integers' if picture.mode == 'I' else 'fractions'} of 32 bits, not "
+            "shades from 0 to 255"
+        )
+    if picture.mode != "RGB":
+        return picture.convert("RGB")
+    picture.load()
+    return picture
 
 
 def read_image(path: str | os.PathLike[str], size: int = 32) -> Tensor:
-    """Read a picture of any kind that Pillow knows as a small square, ``(3, size, size) uint8``.
+    """Read a picture of one of `KINDS` as a small square, ``(3, size, size) uint8``.
 
     The largest square in its middle is kept and scaled, smoothly, to `size` pixels a side.
 

@@ -25,7 +25,8 @@ from PIL import Image, UnidentifiedImageError
 
 from cbam_edu.data.cifar10 import CLASSES, CorruptFile, load_cifar10
 from cbam_edu.data.images import ImageSet
-from cbam_edu.storage import explained, replace_file
+from cbam_edu.neighbours import check_name
+from cbam_edu.storage import explained, open_file, replace_file
 
 PER_CLASS = {"train": 100, "test": 50}
 PIXELS_SHA256 = {  # of the images, (N, 3, 32, 32), in row-major order
@@ -81,17 +82,22 @@ def load_mini(split: str = "train") -> ImageSet:
         If the picture in the package is truncated or altered.
     StorageError
         If it is missing or cannot be read.
+    ValueError
+        For another split.
     """
+    check_name("split", split, list(PER_CLASS))
     path = sheet_path(split)
     count = PER_CLASS[split] * len(CLASSES)
     with explained("read", path):
-        content = path.open("rb")
+        content = open_file(path)
     try:
         with content, Image.open(content, formats=["PNG"]) as picture:
+            if picture.width * picture.height > count * 32 * 32:  # no memory is taken for it
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels")
             pixels = np.asarray(picture)
     except UnidentifiedImageError as error:
         raise _corrupt(path, "it is no PNG") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken picture
+    except Exception as error:  # Pillow raises what it likes for a broken picture
         raise _corrupt(path, str(error)) from error
     if pixels.shape != (count // 10 * 32, 10 * 32, 3):
         raise _corrupt(path, f"it has the shape {pixels.shape}")

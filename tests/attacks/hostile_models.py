@@ -1,0 +1,3 @@
+"""x."""
+from watch import Attack
+MODELS: dict[str, Attack] = {}

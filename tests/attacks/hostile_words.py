@@ -1,0 +1,3 @@
+"""x."""
+from watch import Attack
+WORDS: dict[str, Attack] = {}
