@@ -1,7 +1,5 @@
 """Look inside: the attention maps of every layer of a network, and Grad-CAM."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.attention import ChannelAttention, SpatialAttention
+from cbam_edu.measure import evaluating
 
 
 class AttentionMap(NamedTuple):
@@ -69,18 +68,6 @@ def attention_maps(model: nn.Module, x: Tensor) -> list[AttentionMap]:
         for hook in hooks:
             hook.remove()
     return [AttentionMap(name, m.get("channel"), m.get("spatial")) for name, m in maps.items()]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and after that each part into the mode it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def grad_cam(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cbam_edu.data import ImageSet, normalise
-from cbam_edu.explain import attention_maps, evaluating, grad_cam, resize
+from cbam_edu.explain import attention_maps, grad_cam, resize
+from cbam_edu.measure import evaluating
 from cbam_edu.models import create_model
 
 IMAGES = 500  # of the test images, on which deletion and insertion are measured

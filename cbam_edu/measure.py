@@ -1,5 +1,7 @@
 """Measuring a network on labelled images, in one process or many."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,18 @@ class Scores(NamedTuple):
     loss: float
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and after that each part into the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def evaluate(
     model: nn.Module,
     data: ImageSet | PictureFolder,
@@ -32,8 +46,8 @@ def evaluate(
     Parameters
     ----------
     model : torch.nn.Module
-        Maps ``(N, 3, H, W) float`` to logits ``(N, classes)``; evaluated in evaluation mode and
-        left in the mode it had.
+        Maps ``(N, 3, H, W) float`` to logits ``(N, classes)``; evaluated in evaluation mode, and
+        each part left in the mode it had.
     data : ImageSet or PictureFolder
         At least one image.
     batch_size : int, optional
@@ -62,15 +76,14 @@ def evaluation_batches(
 @torch.no_grad()
 def measure(model: nn.Module, batches: Batches | FolderBatches, precision: str) -> Scores:
     """Do what `evaluate` does, on batches that can be used again."""
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
+    device = next(model.parameters()).device
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), device=device)
-    for x, y in batches:
-        with autocast(device, precision):
-            logits = model(x)
-        loss += F.cross_entropy(logits.float(), y, reduction="sum")
-        right += (logits.argmax(1) == y).sum()
-    model.train(training)
+    with evaluating(model):
+        for x, y in batches:
+            with autocast(device, precision):
+                logits = model(x)
+            loss += F.cross_entropy(logits.float(), y, reduction="sum")
+            right += (logits.argmax(1) == y).sum()
     right, loss = all_sum(right), all_sum(loss)
     return Scores(right.item() / batches.count, loss.item() / batches.count)

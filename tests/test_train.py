@@ -168,6 +168,24 @@ def test_evaluate_measures_accuracy_and_loss_and_leaves_the_mode():
         evaluate(model, data.subset(torch.tensor([], dtype=torch.int64)))
 
 
+def test_evaluation_leaves_each_part_in_the_mode_it_had(monkeypatch):
+    """A BatchNorm that is frozen stays so; and whatever stops it, the network can learn on."""
+    model = network().train()
+    frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    modes = [m.training for m in model.modules()]
+    evaluate(model, toy())
+    assert [m.training for m in model.modules()] == modes
+    assert not frozen.training
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure.F, "cross_entropy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, toy())
+    assert [m.training for m in model.modules()] == modes
+
+
 def test_a_cpu_measures_fewer_images_at_a_time():
     for device, size in (("cpu", 125), ("meta", 500)):
         assert measure.evaluation_batches(toy(), torch.device(device)).batch_size == size
