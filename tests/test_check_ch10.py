@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,15 @@ def over_their_maxima(maps: Tensor) -> Tensor:
         (lambda a, g: weighted()(a, -g), "it should be"),
         (lambda a, g: weighted()(a, g).tolist(), "must be a tensor, but is a list"),
         (lambda a, g: a @ g, "Your code stopped with RuntimeError"),
+        (lambda a, g: (g.mean((2, 3)) * a).sum(1).relu(), "must match the size of tensor"),
+        (lambda a, g: weighted()(a, g).reshape(2, 4, 5), "is invalid for input of size"),
+        (lambda a, g: weighted()(a[:1], g[:1]), "has shape (1, 4, 5); it should have (2, 4, 5)"),
+        (lambda a, g: weighted()(a, g.relu()), "it should be 0.9153"),
+        (lambda a, g: weighted()(a, g.abs()), "it should be 0.9153"),
+        (weighted(then=torch.sigmoid), "it should be 0"),
+        (lambda a, g: torch.zeros(len(a), *a.shape[2:]), "is 0; it should be 0.9153"),
+        (lambda a, g: F.interpolate(weighted()(a, g)[:, None], (32, 32))[:, 0], "(2, 32, 32)"),
+        (lambda a, g: weighted()(a, g).numpy(), "must be a tensor, but is a ndarray"),
     ],
 )
 def test_cam_names_the_mistake(
@@ -100,6 +110,14 @@ def of_all_images(maps: Tensor, masks: Tensor) -> Tensor:
         (lambda m, k: localise.pointing_game(m, k).mean(), "one number for all images"),
         (localise.overlap, "it should be"),
         (lambda m, k: localise.pointing_game(m, k).tolist(), "must be a tensor"),
+        (lambda m, k: localise.pointing_game(m, k)[:, None], "has shape (5, 1)"),
+        (lambda m, k: 1 - localise.pointing_game(m, k), "is 1; it should be 0"),
+        (lambda m, k: localise.pointing_game(-m, k), "it should be 0"),
+        (lambda m, k: (m * k).amax((1, 2)), "it should be 0"),
+        (lambda m, k: k.float().mean((1, 2)), "it should be 1"),
+        (lambda m, k: m.masked_fill(~k, -1).amax((1, 2)) == m.amax((1, 2)), "if one of them"),
+        (lambda m, k: (highest(m) & k).sum(1) / highest(m).sum(1), "has shape (5, 6)"),
+        (lambda m, k: localise.pointing_game(m, k).mean().item(), "must be a tensor"),
     ],
 )
 def test_pointing_names_the_mistake(
@@ -129,16 +147,26 @@ QUESTIONS = list(CHANGES)
         (3, "the same", "All gradients double"),
         (4, "the same", "another row of the head"),
         (5, "another", "no image sees another"),
+        (3, "another", "All gradients double"),
         (0, "yes", "answer with one of 'the same', 'a factor', 'another', not 'yes'"),
+        (0, "Another", "answer with one of"),
+        (3, 2, "not 2"),
+        (1, True, "not True"),
+        (1, ["the same"], "not ['the same']"),
+        (1, np.array(["the same", "another"]), "answer with one of"),
     ],
 )
-def test_changes_says_why(place: int, value: str, reason: str, capsys: Any) -> None:
+def test_changes_says_why(place: int, value: Any, reason: str, capsys: Any) -> None:
     refuses(ch10.changes, CHANGES | {QUESTIONS[place]: value}, reason, capsys)
 
 
 def test_changes_wants_the_six_questions_and_waits(capsys: Any) -> None:
     refuses(ch10.changes, CHANGES | {"and": "another"}, "Keep the six questions", capsys)
     refuses(ch10.changes, list(CHANGES.values()), "Keep the six questions", capsys)
+    refuses(ch10.changes, {q: CHANGES[q] for q in QUESTIONS[1:]}, "Keep the six questions", capsys)
+    refuses(ch10.changes, dict.fromkeys(QUESTIONS, "the same"), "goes through the head", capsys)
+    accepts(ch10.changes, CHANGES, capsys)
+    accepts(ch10.changes, dict(reversed(CHANGES.items())), capsys)
     waits(ch10.changes, CHANGES | {QUESTIONS[2]: ...}, capsys)
 
 
@@ -223,6 +251,20 @@ def keeps_its_mode(answer: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return repaired
 
 
+def colleague(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:
+    kept: list[Tensor] = []
+    layer.register_forward_hook(lambda module, given, out: kept.append(out))
+    chances = model(x).softmax(1)
+    chosen = chances.gather(1, classes[:, None]).sum()
+    (gradient,) = torch.autograd.grad(chosen, kept[0])
+    weights = gradient.mean(1, keepdim=True)
+    return F.relu((weights * kept[0].detach()).sum(1))
+
+
+def test_repaired_knows_the_colleague(capsys: Any) -> None:
+    refuses(ch10.repaired, colleague, "all three are still wrong", capsys)
+
+
 @pytest.mark.parametrize(("reason", "answer"), list(ch10.BUGS.items()))
 def test_repaired_knows_its_bugs(answer: Callable[..., Tensor], reason: str, capsys: Any) -> None:
     refuses(ch10.repaired, keeps_its_mode(answer), reason, capsys)
@@ -235,6 +277,10 @@ def test_repaired_knows_its_bugs(answer: Callable[..., Tensor], reason: str, cap
         (partial(mended, after=lambda model, training: None), "is now in evaluation mode"),
         (partial(mended, after=lambda model, training: model.train()), "is now in training mode"),
         (runs_once_more, "BatchNorm's stored means have changed"),
+        (torch.no_grad()(mended), "does not require grad"),
+        (lambda model, *rest: explain.grad_cam(copy.deepcopy(model), *rest), "ValueError"),
+        (lambda *given: mended(*given).numpy(), "must be a tensor, but is a ndarray"),
+        (lambda *given: over_their_maxima(mended(*given)), "it should be"),
         (lambda *given: 2 * mended(*given), "it should be"),
         (lambda *given: mended(*given)[:, None], "The map has shape"),
     ],
@@ -262,8 +308,15 @@ def test_repaired_takes_what_is_right_and_waits(capsys: Any) -> None:
         assert gradient is not None
         return F.relu((gradient.mean((2, 3), keepdim=True) * kept[0]).sum(1))
 
-    for answer in (mended, by_backward, explain.grad_cam):
-        accepts(ch10.repaired, answer, capsys)
+    def on_a_copy(model: nn.Module, x: Tensor, classes: Tensor, layer: nn.Module) -> Tensor:
+        (name,) = (name for name, module in model.named_modules() if module is layer)
+        other = copy.deepcopy(model)
+        return mended(other, x, classes, other.get_submodule(name))
+
+    accepts(ch10.repaired, mended, capsys)
+    accepts(ch10.repaired, by_backward, capsys)
+    accepts(ch10.repaired, explain.grad_cam, capsys)
+    accepts(ch10.repaired, on_a_copy, capsys)
     waits(ch10.repaired, lambda *given: None, capsys)
 
 
@@ -292,6 +345,10 @@ def share(maps: Tensor, of: str = "whole") -> Tensor:
     return right.sum((1, 2)) / total.sum((1, 2))
 
 
+def lower(maps: Tensor) -> Tensor:
+    return maps[:, maps.shape[1] // 2 :].sum((1, 2)) / maps.sum((1, 2))
+
+
 def half_of(maps: Tensor) -> Tensor:
     return maps[..., maps.shape[2] // 2 :]
 
@@ -310,6 +367,16 @@ def half_of(maps: Tensor) -> Tensor:
         (lambda e, m, x: share(e(Blindfolded(m), x)).mean(), "one number for each image"),
         (lambda e, m, x: share(e(Blindfolded(m), x)) / 3, "it should be"),
         (lambda e, m, x: share(e(Blindfolded(m.train()), x)), "left as it was"),
+        (lambda e, m, x: torch.zeros(len(x)), "is 0; it should be 0.5"),
+        (lambda e, m, x: torch.full((len(x),), 0.5), "is 0.5; it should be"),
+        (lambda e, m, x: e(Blindfolded(m), x), "Return one number for each image"),
+        (lambda e, m, x: 100 * share(e(Blindfolded(m), x)), "is 50; it should be 0.5"),
+        (lambda e, m, x: share(e(Blindfolded(m, 16 / x.shape[3]), x)), "was not blindfolded"),
+        (lambda e, m, x: share(e(Blindfolded(m, 0.6), x)), "it should be"),
+        (lambda e, m, x: lower(e(Blindfolded(m), x)), "is 0.5556; it should be 0.5"),
+        (lambda e, m, x: share(e(Blindfolded(m), x)).tolist(), "must be a tensor, but is a list"),
+        (lambda e, m, x: torch.no_grad()(lambda: share(e(Blindfolded(m), x)))(), "require grad"),
+        (lambda e, m, x: share(e(x, Blindfolded(m))), "Your code stopped with"),
     ],
 )
 def test_unseen_names_the_mistake(answer: Callable[..., Any], reason: str, capsys: Any) -> None:
