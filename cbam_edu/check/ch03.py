@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cbam_edu.attention import ChannelAttention
 from cbam_edu.check.mistakes import known
-from cbam_edu.check.verdict import Wrong, between, close, judge, shape, tensor
+from cbam_edu.check.verdict import Wrong, between, close, judge, number, shape, tensor, written
 
 Mlp = Callable[[Tensor], Tensor]
 
@@ -70,7 +71,7 @@ def _map(value: Any, x: Tensor, mlp: Mlp, linear: Mlp) -> None:
             f"{(n, c, 1, 1)}; multiplying is not the gate's task."
         )
     shape(value, (n, c, 1, 1), "The map")
-    flat = value.detach().flatten(1)
+    flat = value.detach().flatten(1).to(x.dtype)
     wanted = (mlp(x.mean((2, 3))) + mlp(x.amax((2, 3)))).sigmoid()
     if torch.allclose(flat, wanted, rtol=1e-4, atol=1e-5):
         return
@@ -83,8 +84,14 @@ def _map(value: Any, x: Tensor, mlp: Mlp, linear: Mlp) -> None:
 def channel_map(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Exercise 3.1: ``answer(x, w0, w1)`` is equation 2, (N, C, H, W) -> (N, C, 1, 1)."""
     generator = torch.Generator().manual_seed(3)
-    for n, c, hidden, height, width in [(2, 6, 3, 4, 5), (3, 5, 1, 1, 7), (1, 8, 4, 3, 3)]:
+    for n, c, hidden, height, width in [
+        (2, 6, 3, 4, 5),
+        (3, 5, 1, 1, 7),
+        (5, 8, 4, 3, 3),
+        (1, 4, 2, 6, 6),
+    ]:
         x = torch.randn(n, c, height, width, generator=generator)
+        x += 2 * torch.randn(n, c, 1, 1, generator=generator)  # so that each hidden unit wakes up
         w0 = torch.randn(hidden, c, generator=generator)
         w1 = torch.randn(c, hidden, generator=generator)
 
@@ -97,11 +104,22 @@ def channel_map(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         _map(answer(x.clone(), w0.clone(), w1.clone()), x, mlp, linear)
 
 
-def _layers(gate: nn.Module, channels: int, hidden: int) -> tuple[Mlp, Mlp]:
-    """Return the MLP that the gate's parameters make up, with and without its ReLU.
+def _made(answer: Any, *sizes: float) -> nn.Module:
+    """Return the gate that the learner's class makes."""
+    if isinstance(answer, nn.Module):
+        raise Wrong("Hand over the class itself, not a gate that was made of it.")
+    gate = written(answer(*sizes))
+    if not isinstance(gate, nn.Module):
+        raise Wrong(f"A gate must be an nn.Module, but this is a {type(gate).__name__}.")
+    return gate
 
-    The parameters are known by their shapes, so `channels` must differ from `hidden`. Linear
-    layers and 1 x 1 convolutions are both welcome.
+
+def _layers(gate: nn.Module, channels: int, hidden: int) -> list[tuple[Mlp, Mlp]]:
+    """Return the MLPs that the gate's parameters may make up, each with and without its ReLU.
+
+    The parameters are known by their shapes, so `channels` must differ from `hidden`, and the order
+    in which the layers were made is free. Linear layers and 1 x 1 convolutions are both welcome;
+    so are bare matrices that are multiplied from the right, which is the second of the two.
     """
     parameters = list(gate.parameters())
     matrices = [p.detach().flatten(1) for p in parameters if p.ndim > 1]
@@ -117,37 +135,79 @@ def _layers(gate: nn.Module, channels: int, hidden: int) -> tuple[Mlp, Mlp]:
             "twice."
         )
     widths = [len(m) for m in matrices]
-    if len(matrices) == 2 and widths[1] == channels and widths[0] != hidden:
+    units = sum(widths) - channels
+    if len(matrices) == 2 and channels in widths and units != hidden:
         raise Wrong(
-            f"With {channels} channels the hidden layer has {widths[0]} units; it should have "
+            f"With {channels} channels the hidden layer has {units} units; it should have "
             f"{hidden}, max(1, channels // reduction) with the reduction that is passed."
         )
-    if widths != [hidden, channels]:
+    matrices.sort(key=lambda m: m.shape != (hidden, channels))
+    if [tuple(m.shape) for m in matrices] != [(hidden, channels), (channels, hidden)]:
         raise Wrong(
             f"The layers have {widths} outputs; the MLP should have two layers, with "
             f"{[hidden, channels]} outputs for {channels} channels."
         )
-    if [len(b) for b in biases] != [hidden, channels]:
+    if sorted(len(b) for b in biases) != sorted([hidden, channels]):
+        lengths = [len(b) for b in biases]
+        found = f"vectors of the lengths {lengths}" if lengths else "no biases"
         raise Wrong(
-            "The layers should have one bias each, as nn.Linear has by default; leave bias=True."
+            f"Besides its matrices the gate has {found}; the layers should have one bias each, "
+            f"{[hidden, channels]}, as nn.Linear has by default: leave bias=True."
         )
-    (w0, w1), (b0, b1) = matrices, biases
+    b0, b1 = sorted(biases, key=lambda b: len(b) != hidden)
+    return [_mlp(w0, b0, w1, b1) for w0, w1 in (matrices, [m.T for m in reversed(matrices)])]
+
+
+def _mlp(w0: Tensor, b0: Tensor, w1: Tensor, b1: Tensor) -> tuple[Mlp, Mlp]:
     return (
         lambda d: (d @ w0.T + b0).relu() @ w1.T + b1,
         lambda d: (d @ w0.T + b0) @ w1.T + b1,
     )
 
 
+def _computes(gate: nn.Module, channels: int, hidden: int, generator: torch.Generator) -> None:
+    """Check the map of `gate` on a batch, and on a single image of another size."""
+    for n, h, w in ((6, 4, 3), (1, 2, 5)):
+        # Large features: small logits would make mistakes look alike.
+        x = 5 * torch.randn(n, channels, h, w, generator=generator)
+        with torch.no_grad():
+            value = tensor(gate(x.clone()), "The map")
+            usual, from_the_right = _layers(gate, channels, hidden)
+            try:
+                _map(value, x, *usual)
+            except Wrong as wrong:
+                try:
+                    _map(value, x, *from_the_right)
+                except Wrong:
+                    raise wrong from None
+
+
+def _has_gradient(*values: Tensor) -> None:
+    if not all(value.requires_grad for value in values):
+        raise Wrong(
+            "The gate cannot learn: its map, or one of its parameters, has no gradient. Is there a "
+            "no_grad, a detach, an item or a requires_grad_(False)?"
+        )
+
+
+def _learns(gate: nn.Module, channels: int) -> None:
+    """Check that the gradient of the map reaches every weight and bias of `gate`."""
+    value = tensor(gate(torch.ones(2, channels, 3, 3)), "The map")
+    names, parameters = zip(*gate.named_parameters(), strict=True)
+    _has_gradient(value, *parameters)
+    gradients = torch.autograd.grad(value.sum(), parameters, allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        if gradient is None:
+            raise Wrong(f"No gradient reaches {name}. Is there a detach, or a .data?")
+
+
 def _gate(answer: type[nn.Module]) -> None:
     """Check a class ``answer(channels, reduction)`` against equation 2, for several sizes."""
     generator = torch.Generator().manual_seed(4)
-    for channels, reduction in [(32, 4), (8, 16), (64, 16), (12, 5)]:
-        gate = answer(channels, reduction)
-        # Large features: small logits would make mistakes look alike.
-        x = 5 * torch.randn(6, channels, 4, 3, generator=generator)
-        with torch.no_grad():
-            value = tensor(gate(x.clone()), "The map")
-            _map(value, x, *_layers(gate, channels, max(1, channels // reduction)))
+    for channels, reduction in [(32, 4), (8, 16), (64, 16), (14, 5)]:
+        gate = _made(answer, channels, reduction)
+        _computes(gate, channels, max(1, channels // reduction), generator)
+        _learns(gate, channels)
 
 
 @judge
@@ -179,6 +239,8 @@ def parameter_counts(answer: Sequence[int]) -> None:
     reasons = [
         {
             512: "These are the two matrices; the biases are missing: h + C more.",
+            516: "One of the biases is missing: h + C = 4 + 64.",
+            576: "One of the biases is missing: h + C = 4 + 64.",
             1160: "That is two MLPs; the two descriptors share one.",
             290: "That is one layer and a half; there are two matrices, C x h and h x C.",
             256: "That is one matrix; there are two, C x h and h x C.",
@@ -205,10 +267,10 @@ def parameter_counts(answer: Sequence[int]) -> None:
             64: "The number of weights is the kernel's length, whatever the channels.",
         },
     ]
-    for number, (count, right, told) in enumerate(zip(answer, wanted, reasons, strict=True), 1):
+    for place, (count, right, told) in enumerate(zip(answer, wanted, reasons, strict=True), 1):
         if isinstance(count, bool) or count != right:
             reason = told.get(count, "") if type(count) is int else "Write a whole number."
-            raise Wrong(f"Number {number} is not {count!r}. {reason}".strip())
+            raise Wrong(f"Number {place} is not {count!r}. {reason}".strip())
 
 
 @judge
@@ -216,12 +278,15 @@ def spreads(answer: Callable[[Tensor], Any]) -> None:
     """Exercise 3.5: how a map (N, C, 1, 1) spreads between images and between channels."""
     generator = torch.Generator().manual_seed(5)
     random = torch.rand(7, 5, 1, 1, generator=generator)
-    fixed = random[:1].expand(7, 5, 1, 1)  # a gate that does not look at the image
-    for m, sort in [(random, "a random map"), (fixed, "a map that is the same for every image")]:
+    one = torch.rand(1, 3, 1, 1, generator=generator)
+    maps = {
+        "a random map": random,
+        "a map that is the same for every image": one.expand(6, 3, 1, 1),
+        "the map of a single image": one,
+    }
+    for sort, m in maps.items():
         found = answer(m.clone())
-        if found is None or found is ...:
-            raise NotImplementedError
-        if not isinstance(found, list | tuple) or len(found) != 2:
+        if not isinstance(written(found), list | tuple) or len(found) != 2:
             raise Wrong("spreads should return two numbers, between_images and between_channels.")
         flat = m.flatten(1)
         images, channels = (
@@ -229,15 +294,13 @@ def spreads(answer: Callable[[Tensor], Any]) -> None:
             float(flat.mean(0).std(correction=0)),
         )
         named = {
-            "between_images": (images, _wrong_images(flat)),
-            "between_channels": (channels, _wrong_channels(flat)),
+            "between_images": (images, _wrong_images(flat) if len(m) > 1 else {}),
+            "between_channels": (channels, _wrong_channels(flat) if len(m) > 1 else {}),
         }
         for (name, (right, mistakes)), given in zip(named.items(), found, strict=True):
-            if torch.as_tensor(given).numel() != 1:
-                raise Wrong(
-                    f"{name} should be one number, but has {torch.as_tensor(given).numel()}."
-                )
-            value = float(given)
+            if isinstance(given, Tensor | np.ndarray) and len(given.flatten()) != 1:
+                raise Wrong(f"{name} should be one number, but has {len(given.flatten())}.")
+            value = number(given, name)
             if abs(value - right) <= 1e-5:
                 continue
             for sentence, mistake in mistakes.items():
@@ -283,6 +346,7 @@ def _learnt(gate: nn.Module, channels: int) -> float:
     optimiser = torch.optim.Adam(gate.parameters(), lr=0.02)
     for _ in range(60):
         loss = (gate(x).flatten(1) - wanted).square().mean()
+        _has_gradient(loss)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -305,9 +369,8 @@ def _starts(m: Tensor, start: float) -> None:
         "You put start itself into the logits; ask for the z with sigmoid(z) = start.": (
             torch.tensor(2 * start).sigmoid()
         ),
-        "Your logit is start; ask for the z with sigmoid(z) = start.": torch.tensor(
-            start
-        ).sigmoid(),
+        "Your logit is start, or a second sigmoid follows; ask for the z with sigmoid(z) = "
+        "start.": torch.tensor(start).sigmoid(),
         "The logits are 0, so the gate is half open.": torch.tensor(0.5),
     }
     if abs(found - start) > 0.01:
@@ -323,7 +386,7 @@ def open_gate(answer: type[nn.Module]) -> None:
     generator = torch.Generator().manual_seed(6)
     for channels, reduction, start in [(32, 4, 0.95), (8, 16, 0.8), (64, 16, 0.3)]:
         torch.manual_seed(8)  # the learner's first weights are the same at each try
-        gate = answer(channels, reduction, start)
+        gate = _made(answer, channels, reduction, start)
         x = 5 * torch.randn(6, channels, 4, 3, generator=generator)
         with torch.no_grad():
             value = tensor(gate(x.clone()), "The map")
@@ -341,4 +404,4 @@ def open_gate(answer: type[nn.Module]) -> None:
         with torch.no_grad():
             for parameter in gate.parameters():  # any weights: is it equation 2?
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
-            _map(gate(x.clone()), x, *_layers(gate, channels, hidden))
+        _computes(gate, channels, hidden, generator)
