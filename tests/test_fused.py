@@ -215,6 +215,18 @@ def test_numbers_that_are_none():
     assert_same(cbam().eval(), x)
 
 
+def test_an_infinity_stays_as_far_as_the_kernel_reaches():
+    """The convolution of a wide map takes 8 places at once, with zeros beside its kernel."""
+    module, x = cbam(1, kernel_size=3).eval(), feature_map((2, 1, 5, 24))
+    module.channel.requires_grad_(False)
+    for parameter in module.channel.parameters():
+        parameter.fill_(1)
+    x[0, 0, 2, 12] = float("inf")
+    out = run_fused(module, x)
+    assert_close(out, module(x), rtol=1e-10, atol=1e-12, equal_nan=True)
+    assert 0 < (~out.isfinite()).sum() <= 3 * 3
+
+
 # ---- Gradients
 
 

@@ -2,8 +2,6 @@
 
 A CPU computes 16 channels at once, or as many places as it has channels to fill. So 8 neighbouring
 places are made 8 channels, whose kernels are the same one, shifted, in rows of k + 7.
-Their zeros times an infinity are NaN: it spreads to up to 7 more places of a row than by the plain
-convolution.
 """
 
 from typing import Any
@@ -25,7 +23,11 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(z, weight)
-        return _convolve(z, weight)
+        out = _convolve(z, weight)
+        # Beside the kernels are zeros, which times an infinity are NaN at more places of a row.
+        if _neighbours(z) == 1 or torch.compiler.is_compiling() or out.isfinite().all():
+            return out
+        return F.conv2d(z, weight.contiguous(), padding=weight.shape[2] // 2)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None]:
