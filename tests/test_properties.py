@@ -831,24 +831,23 @@ def spread_to_8(x: Tensor) -> Tensor:
     return torch.cat([x, x.flip(3), -x[:, :2]], 1)
 
 
-SIDE_BY_SIDE: list[Layer] = [
-    *[(name, {}) for name in ("se", "eca", "bam", "half")],
-    *[("cbam", {"order": order, "kernel_size": 3}) for order in ORDERS],
-    *[("cbam", {"gate": gate}) for gate in GATES],
-    ("cbam", {"order": "parallel", "gate": "softmax", "norm": False}),
-    *[("channel", {"pooling": [pooling], "reduction": 2}) for pooling in POOLINGS],
-    ("channel", {"pooling": ["max", "lse"], "mixer": "conv1d", "bias": False}),
-    ("spatial", {"kernel_size": 1}),
+SIDE_BY_SIDE: list[Layer] = [  # every order, gate, pooling, mixer and norm
+    ("cbam", {"kernel_size": 3}),
     ("spatial", {"kernel_size": 5, "norm": False, "gate": "hard-sigmoid"}),
+    ("eca", {}),
+    ("bam", {"reduction": 2, "dilation": 2}),
+    ("cbam", {"order": "spatial-channel", "gate": "hard-sigmoid", "pooling": ["max"]}),
+    ("cbam", {"order": "parallel", "gate": "softmax", "norm": False, "kernel_size": 1}),
+    ("channel", {"pooling": ["lp", "lse"], "reduction": 2, "bias": False}),
+    ("channel", {"pooling": ["max", "lse"], "mixer": "conv1d", "gate": "softmax"}),
     ("variant", {"squeeze": "conv", "kernel_size": 3}),
 ]
-
 
 # Sizes of 1 and another type want a compilation of their own, each of a minute in the long run.
 SPECIAL = [*[None] * 6, *[(1, 3, 8, 8), (2, 3, 1, 1)] * LONG]
 COMPILED = [torch.float32, *[torch.float64] * LONG]
 if not LONG:  # `test_export` has the others
-    SIDE_BY_SIDE = [("cbam", {"kernel_size": 3}), ("spatial", {"norm": False}), ("eca", {})]
+    SIDE_BY_SIDE = SIDE_BY_SIDE[:3]
 
 
 class SideBySide(nn.Module):
@@ -959,12 +958,13 @@ def test_stored_weights(layer, shape, dtype, seed):
     if weights:
         same_weights(safetensors.torch.load(safetensors.torch.save(weights)), weights)
     with tempfile.TemporaryDirectory(dir=memory()) as folder, without_sync():
-        history = [{"epoch": 1, "loss": 0.5}]
-        state = {"weights": weights, "history": history, "seed": seed}
-        write_checkpoint(Path(folder), state)
+        state = {"identity": {"seed": seed}, "history": [{"epoch": 1, "loss": 0.5}]}
+        parts = {"model": weights, "optimizer": {}, "scaler": {}, "average": weights}
+        write_checkpoint(Path(folder), {**state, **parts})
         found = read_checkpoint(Path(folder) / "checkpoint.pt")
-        assert (found["history"], found["seed"]) == (history, seed)
-        same_weights(found["weights"], weights)
+        assert {name: found[name] for name in state} == state
+        same_weights(found["model"], weights)
+        same_weights(found["average"], weights)
     x = numbers(shape, seed, dtype=dtype)
     lively_, loaded = build(layer, shape[1], seed, dtype), build(layer, shape[1], seed + 1, dtype)
     loaded.load_state_dict(lively_.state_dict())
