@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping
-from numbers import Real
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,19 +14,9 @@ import cbam_edu
 from cbam_edu import attention
 from cbam_edu.benchmark import kept_bytes
 from cbam_edu.check.mistakes import known
-from cbam_edu.check.verdict import Wrong, close, judge, shape
+from cbam_edu.check.verdict import Wrong, close, judge, number, shape, written
 
 # ---- What answers are made of
-
-
-def _number(what: str, value: object) -> float:
-    if value is None or value is ...:
-        raise NotImplementedError
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):  # of NumPy as well
-        raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
-    return float(value)
 
 
 def _near(value: float, wanted: float, tolerance: float = 1e-3) -> bool:
@@ -35,11 +25,9 @@ def _near(value: float, wanted: float, tolerance: float = 1e-3) -> bool:
 
 def _several(value: Any, what: list[str]) -> list[Any]:
     """Return the answer's parts, one for each of `what`."""
-    if value is None or value is ...:
-        raise NotImplementedError
-    if not isinstance(value, tuple | list) or len(value) != len(what):
-        raise Wrong(f"Return {', '.join(what[:-1])} and {what[-1]}, in this order.")
-    return list(value)
+    if not isinstance(written(value), tuple | list) or len(value) != len(what):
+        raise Wrong(f"Return {', '.join(what[:-1])} and {what[-1]}, in this order, as a tuple.")
+    return [written(part) for part in value]
 
 
 # ---- 11.1
@@ -50,7 +38,7 @@ def bytes_moved(answer: Callable[[int, int, int, int, int], Any]) -> None:
     """Judge `answer(n, c, h, w, size)`: bytes of BatchNorm and ReLU, apart and in one loop."""
     for n, c, h, w, size in ((1, 1, 1, 1, 4), (64, 64, 32, 32, 4), (3, 16, 7, 5, 2)):
         parts = _several(answer(n, c, h, w, size), ["the bytes apart", "the bytes together"])
-        apart, together = (_number("each of the two", part) for part in parts)
+        apart, together = (number(part, "each of the two") for part in parts)
         one = n * c * h * w * size
         if (apart, together) == (3 * one, 5 * one):
             raise Wrong("The two numbers are swapped: apart moves more than together.")
@@ -59,6 +47,8 @@ def bytes_moved(answer: Callable[[int, int, int, int, int], Any]) -> None:
                 continue
             found = value / one
             why = {
+                4 * passes / size: "Each value has `size` bytes, which need not be 4.",
+                passes / n: "That is one image of the batch.",
                 passes / size: "These are values, not bytes: each has `size` bytes.",
                 passes - 1: "One pass is missing. Training reads x twice: a mean and a variance "
                 "must be known before the first value can be normalised.",
@@ -67,7 +57,7 @@ def bytes_moved(answer: Callable[[int, int, int, int, int], Any]) -> None:
                 passes + 1: "One pass too many. ReLU reads one map and writes one; in one loop it "
                 "finds its value in a register.",
             }.get(found, f"That is {found:.4g} passes over the map.")
-            raise Wrong(f"{value:,.0f} bytes {what}, for {(n, c, h, w)} of {size} bytes? {why}")
+            raise Wrong(f"{value:,.12g} bytes {what}, for {(n, c, h, w)} of {size} bytes? {why}")
 
 
 # ---- 11.2
@@ -85,7 +75,8 @@ def scale_backward(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> N
         generator = torch.Generator().manual_seed(seed)
         shapes = (n, c, h, w), (n, c, h, w), (n, c, 1, 1), (n, 1, h, w)
         g, x, c_, s = (torch.randn(v, generator=generator, dtype=torch.float64) for v in shapes)
-        dx, dc, ds = _several(answer(g, x, c_, s), ["dx", "dc", "ds"])
+        given = (t.clone() for t in (g, x, c_, s))
+        dx, dc, ds = _several(answer(*given), ["dx", "dc", "ds"])
         right = _scale_grads(g, x, c_, s)
         known(
             dx,
@@ -150,7 +141,7 @@ class Machine:
         work = 1 + torch.rand(1000, generator=generator, dtype=torch.float64)
         work[5::7] *= 20  # somebody else wants the machine
         self.work: list[float] = work.tolist()
-        self.now, self.free, self.calls = 0.0, 0.0, 0
+        self.now, self.free, self.calls, self.readings = 0.0, 0.0, 0, 0
 
     def task(self) -> None:
         """Hand the next piece of work to the device."""
@@ -164,6 +155,7 @@ class Machine:
 
     def clock(self) -> float:
         """Return the seconds since the machine was there."""
+        self.readings += 1
         return self.now
 
 
@@ -217,6 +209,13 @@ STOPWATCHES: dict[str, Stopwatch] = {
     ),
     "All three bugs are still there: it does not warm up, does not wait for the device, and takes "
     "the mean.": _stopwatch(of=statistics.fmean, warm_up=0, before=False, after=False),
+    "Of an even number of times this takes the lower one of the middle two, as torch.median does. "
+    "Take the mean of the two.": _stopwatch(of=statistics.median_low),
+    "Of an even number of times this takes the upper one of the middle two. Take the mean of the "
+    "two.": _stopwatch(of=statistics.median_high),
+    "The times are not sorted: the one in the middle of the list is no median.": _stopwatch(
+        of=lambda times: times[len(times) // 2]
+    ),
     "This is the fastest call. It tells what luck can do; the median is what one gets.": (
         _stopwatch(of=min)
     ),
@@ -229,7 +228,7 @@ def stopwatch(answer: Stopwatch) -> None:
     """Judge `answer(task, wait, clock, rounds)`: the median seconds of a call, fairly measured."""
     runs = ((0, 5), (1, 8), (2, 11), (3, 20))
     machines = {run: Machine(run[0]) for run in runs}
-    values = {run: _number("The time", _measured(answer, m, run[1])) for run, m in machines.items()}
+    values = {run: number(_measured(answer, m, run[1]), "The time") for run, m in machines.items()}
     for why, wrong in STOPWATCHES.items():
         if all(_near(values[run], _measured(wrong, Machine(run[0]), run[1])) for run in runs):
             raise Wrong(why)
@@ -239,6 +238,8 @@ def stopwatch(answer: Stopwatch) -> None:
                 f"The task was called {machine.calls} times; it should be "
                 f"{rounds + Machine.WARM_UP}: twice to warm up, then rounds={rounds} times."
             )
+        if not machine.readings:
+            raise Wrong("The clock that was given was never read: this machine has its own time.")
         value, right = values[seed, rounds], _measured(_stopwatch(), Machine(seed), rounds)
         if not _near(value, right, 1e-6):
             raise Wrong(
@@ -260,12 +261,12 @@ def tie_gradients(answer: Mapping[str, Any]) -> None:
     names = ["amax", "sums by max(dim=0)"]
     if not isinstance(answer, Mapping) or set(answer) != set(names):
         raise Wrong(f"Give a dict with an answer for each of {', '.join(map(repr, names))}.")
-    if any(value is ... or value is None for value in answer.values()):
+    if any(value is ... or value is None for value in tree_leaves(dict(answer))):
         raise NotImplementedError
     y = torch.tensor([[3.0, 1.0, 3.0], [3.0, 2.0, 3.0]], requires_grad=True)
     above = torch.tensor([6.0, 4.0, 2.0])
     (shared,) = torch.autograd.grad(y.amax(0), y, above)
-    given, sums = (torch.as_tensor(answer[name], dtype=torch.float32) for name in names)
+    given, sums = (_rows(answer[name], repr(name)) for name in names)
     known(
         given,
         {
@@ -289,6 +290,13 @@ def tie_gradients(answer: Mapping[str, Any]) -> None:
         )
 
 
+def _rows(value: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Wrong(f"{what} must be a list of numbers, or of rows of equal length.") from error
+
+
 # ---- 11.5
 
 
@@ -305,9 +313,18 @@ def limit(answer: Callable[..., Any]) -> None:
         "neither": (0.065, 10, 16e6, 1e8, 20e9, 100e9),
     }
     many = {
-        "memory": [(0.002, 3, 8e6, 5e7, 20e9, 100e9), (0.1, 40, 32e6, 4e9, 15e9, 80e9)],
+        "memory": [
+            (0.002, 3, 8e6, 5e7, 20e9, 100e9),
+            (0.1, 40, 32e6, 4e9, 15e9, 80e9),
+            (0.01, 11, 10e6, 1e8, 20e9, 100e9),  # 55 %
+        ],
         "arithmetic": [(0.3, 6, 64e6, 2.5e10, 20e9, 100e9), (0.02, 30, 8e6, 2e9, 20e9, 100e9)],
-        "neither": [(0.0005, 8, 16e3, 3e4, 20e9, 100e9), (0.5, 3, 16e6, 1e10, 20e9, 100e9)],
+        "neither": [
+            (0.0005, 8, 16e3, 3e4, 20e9, 100e9),
+            (0.5, 3, 16e6, 1e10, 20e9, 100e9),
+            (0.01, 9, 10e6, 1e8, 20e9, 100e9),  # 45 %
+            (0.01, 5, 16e6, 4e8, 20e9, 100e9),  # 40 % each, which do not add up
+        ],
     }
     for verdict, case in cases.items():
         for seconds, passes, size, flops, bandwidth, rate in (case, *many[verdict]):
@@ -315,19 +332,19 @@ def limit(answer: Callable[..., Any]) -> None:
                 answer(seconds, passes, size, flops, bandwidth, rate),
                 ["the bytes a second", "what limits"],
             )
-            reached, wanted = _number("The bytes a second", parts[0]), passes * size / seconds
+            reached, wanted = number(parts[0], "The bytes a second"), passes * size / seconds
             if _near(reached, size / seconds) and passes != 1:
                 raise Wrong("Every pass moves the map once more: the passes are missing.")
             if _near(reached, seconds / (passes * size)):
                 raise Wrong("These are seconds a byte. Turn the fraction round.")
-            if _near(reached, wanted / 1e9):
+            if _near(reached, wanted / 1e9) or _near(reached, wanted / 2**30):
                 raise Wrong("These are gigabytes a second. Return bytes a second.")
             if not _near(reached, wanted):
                 raise Wrong(
                     f"{passes} passes over {size:,.0f} bytes in {seconds:g} s are not {reached:.4g}"
                     " bytes a second."
                 )
-            if parts[1] not in cases:
+            if not isinstance(parts[1], str) or parts[1] not in cases:
                 names = ", ".join(map(repr, cases))
                 raise Wrong(f"What limits is one of {names}; {parts[1]!r} is none of them.")
             if parts[1] != verdict:
@@ -346,29 +363,31 @@ def kept_maps(answer: Callable[[nn.Module, Tensor], Any]) -> None:
     """Judge `answer(module, x)`: how many maps of the size of x are kept for the backward pass."""
     torch.manual_seed(0)
     x = torch.randn(2, 64, 32, 32, requires_grad=True)
+    twice = x.detach().double().requires_grad_()  # as many values, twice as many bytes
     modules = {
-        "nn.Tanh": nn.Tanh(),
-        "nn.Conv2d": nn.Conv2d(64, 64, 3, padding=1),
-        "the plain CBAM": attention.CBAM(64),
-        "the fused CBAM": cbam_edu.CBAM(64),
+        "nn.Tanh": (nn.Tanh(), x),
+        "nn.Conv2d": (nn.Conv2d(64, 64, 3, padding=1), x),
+        "the plain CBAM": (attention.CBAM(64), x),
+        "the fused CBAM": (cbam_edu.CBAM(64), x),
+        "nn.Tanh on float64": (nn.Tanh(), twice),
     }
-    for name, module in modules.items():
-        value = _number("The number of maps", answer(module, x))
+    for name, (module, given) in modules.items():
+        value = number(answer(module, given), "The number of maps")
         weights = list(module.parameters())
-        kept = kept_bytes(lambda module=module: module(x), weights)  # type: ignore[misc]
-        with_weights = kept_bytes(lambda module=module: module(x), [])  # type: ignore[misc]
+        run = partial(module, given)
+        kept, with_weights = kept_bytes(run, weights), kept_bytes(run, [])
         if value == 0:
             raise Wrong("It found nothing kept. Is the forward pass run with gradients on?")
         if _near(value, kept):
             raise Wrong("These are bytes. Divide by the bytes of x.")
-        if _near(value, kept / x.numel()):
+        if _near(value, kept / given.numel()):
             raise Wrong("These are bytes for each value of x. A value has more than one byte.")
-        if _near(value, with_weights / x.nbytes) and not _near(with_weights, kept):
+        if _near(value, with_weights / given.nbytes) and not _near(with_weights, kept):
             raise Wrong(
                 f"For {name}, the weights are in it. They are there in any case: leave them out."
             )
-        if not _near(value, kept / x.nbytes, 0.02):
-            raise Wrong(f"{name} does not keep {value:.3g} maps, but {kept / x.nbytes:.3g}.")
+        if not _near(value, kept / given.nbytes, 0.02):
+            raise Wrong(f"{name} does not keep {value:.3g} maps, but {kept / given.nbytes:.3g}.")
 
 
 # ---- 11.7
@@ -408,12 +427,12 @@ def _a_map(seed: int) -> Tensor:
 @judge
 def lighter(answer: Callable[[int], Any]) -> None:
     """Judge `answer(channels)`: a module with both gates that makes at most six passes forward."""
+    if isinstance(answer, nn.Module):
+        raise Wrong("Hand over the function, lighter, not a module that it makes.")
     moves = dict.fromkeys(("channels", "places", "images", "channel gate", "spatial gate"), False)
     for seed in range(5):  # a single fresh module may be dead by chance, as behind a ReLU
         torch.manual_seed(seed)
-        module, x = answer(64), _a_map(seed)
-        if module is None or module is ...:
-            raise NotImplementedError
+        module, x = written(answer(64)), _a_map(seed) * (20 if seed % 2 else 1)
         if not isinstance(module, nn.Module):
             raise Wrong(f"Return a module, not a {type(module).__name__}.")
         with torch.no_grad():
@@ -421,8 +440,10 @@ def lighter(answer: Callable[[int], Any]) -> None:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
             given = x.clone()
             with _Passes(x.nbytes) as passes:
-                out = module(given)
+                out = _run(module, given)
             shape(out, tuple(x.shape), "the output")
+            if not torch.equal(given, x):
+                raise Wrong("It changes its input, which others may need. Make a map of its own.")
             _gates(out / x, moves)
     for what, why in {
         "channels": "All channels get the same factor: the channel gate is missing.",
@@ -438,6 +459,35 @@ def lighter(answer: Callable[[int], Any]) -> None:
             f"It makes {passes.total} passes over the big map; at most {MOST_PASSES} are allowed. "
             "List them as in section 4, and ask of each whether the gates need it."
         )
+    _learns(module, x)
+    other = torch.randn(2, 32, 9, 12)
+    shape(_run(answer(32), other), tuple(other.shape), "the output for lighter(32)")
+
+
+def _run(module: nn.Module, x: Tensor) -> Any:
+    try:
+        return module(x)
+    except Exception as error:
+        raise Wrong(
+            f"The module stops at a map {tuple(x.shape)} with {type(error).__name__}: {error}"
+        ) from error
+
+
+def _learns(module: nn.Module, x: Tensor) -> None:
+    """Raise `Wrong` where a parameter has a say in the output, and no gradient."""
+    out = module(x)
+    if out.requires_grad:
+        out.sum().backward()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            with torch.no_grad():
+                parameter.add_(1 + torch.rand(parameter.shape))
+                changed = not torch.equal(module(x), out)
+            if changed:
+                raise Wrong(
+                    f"No gradient reaches {name}, so it would never learn. Is there a detach() or "
+                    "a torch.no_grad()?"
+                )
 
 
 def _gates(factors: Tensor, moves: dict[str, bool]) -> None:
