@@ -774,6 +774,19 @@ def test_bad_shape_for_a_gate_alone():
         ChannelAttention(8)(torch.zeros(2, 9, 4, 4))
     with pytest.raises(ValueError, match=r"of shape \(N, C, H, W\), got \(9, 4, 4\)"):
         SpatialAttention()(torch.zeros(9, 4, 4))
+    with pytest.raises(ValueError, match=r"of shape \(N, C, H, W\), got \(2, 0, 4, 4\)"):
+        SpatialAttention()(torch.zeros(2, 0, 4, 4))
+
+
+@pytest.mark.parametrize("gate", [ChannelAttention, lambda channels, **o: SpatialAttention(**o)])
+def test_a_gate_alone_refuses_an_unknown_gate_when_it_is_made(gate):
+    with pytest.raises(ValueError, match="gate must be one of sigmoid, .*; got 'relu'"):
+        gate(8, gate="relu")
+
+
+def test_more_channels_than_a_byte_counts():
+    x = torch.randn(2, 300, 2, 2)
+    assert CBAM(300)(x).shape == x.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
