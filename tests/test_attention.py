@@ -780,7 +780,7 @@ def test_bad_shape_for_a_gate_alone():
 
 @pytest.mark.parametrize("gate", [ChannelAttention, lambda channels, **o: SpatialAttention(**o)])
 def test_a_gate_alone_refuses_an_unknown_gate_when_it_is_made(gate):
-    with pytest.raises(ValueError, match="gate must be one of sigmoid, .*; got 'relu'"):
+    with pytest.raises(ValueError, match=r"gate must be one of sigmoid, .*; got 'relu'"):
         gate(8, gate="relu")
 
 
