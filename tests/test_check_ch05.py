@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from cbam_edu.attention import CBAM, ORDERS
 from cbam_edu.check import ch05
 from cbam_edu.complexity import count
-from notebook_cells import NOTEBOOKS, ROOT, accepts, constant, exercises, refuses
+from notebook_cells import NOTEBOOKS, ROOT, accepts, constant, exercises, refuses, waits
 
 PATH = NOTEBOOKS / "05_cbam.ipynb"
 EXERCISES = exercises(PATH)
@@ -88,7 +90,12 @@ def test_refine_takes_any_spelling(capsys: Any) -> None:
         first = torch.mul(channel(x), x)
         return torch.einsum("nchw,nhw->nchw", first, spatial(first)[:, 0])
 
+    def in_one_line(x: Tensor, channel: ch05.Gate, spatial: ch05.Gate) -> Tensor:
+        return (first := channel(x) * x) * spatial(first)
+
     accepts(ch05.refine, spelt, capsys)
+    accepts(ch05.refine, in_one_line, capsys)
+    waits(ch05.refine, lambda x, channel, spatial: None, capsys)
 
 
 # 5.2
@@ -98,6 +105,8 @@ def test_silent_factors_takes_fractions_and_tensors(capsys: Any) -> None:
     accepts(ch05.silent_factors, FACTORS, capsys)
     tensors = {k: v if k == "shape" else torch.tensor(v) for k, v in FACTORS.items()}
     accepts(ch05.silent_factors, tensors | {"shape": [2, 32, 5, 9]}, capsys)
+    accepts(ch05.silent_factors, FACTORS | {"three in a row": Fraction(1, 64)}, capsys)
+    accepts(ch05.silent_factors, FACTORS | {"one": np.float32(0.25)}, capsys)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +120,12 @@ def test_silent_factors_takes_fractions_and_tensors(capsys: Any) -> None:
         ({"one": "a quarter"}, "must be a number, but is a str"),
         ({"one": True}, "must be a number, but is a bool"),
         ({"two": 0.1}, "an answer for each of"),
+        ({"one": float("nan")}, "'one' is not nan"),
+        ({"one": 25}, "There are two of them"),
+        ({"one": [0.25]}, "must be a number, but is a list"),
+        ({"one": torch.full((2, 32, 5, 9), 0.25)}, "must be a number, but is a Tensor"),
+        ({"shape": 2880}, "'shape' is not 2880"),
+        ({"parallel": 1.0}, "one sigmoid only"),
     ],
 )
 def test_silent_factors_says_why(change: dict[str, Any], reason: str, capsys: Any) -> None:
@@ -119,8 +134,7 @@ def test_silent_factors_says_why(change: dict[str, Any], reason: str, capsys: An
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_silent_factors_waits_for_every_answer(name: str, capsys: Any) -> None:
-    assert not ch05.silent_factors(FACTORS | {name: ...})
-    assert capsys.readouterr().out.startswith("○ Not answered yet")
+    waits(ch05.silent_factors, FACTORS | {name: ...}, capsys)
 
 
 def test_silent_factors_wants_a_dict(capsys: Any) -> None:
@@ -163,6 +177,14 @@ def test_named_refuses_every_false_claim(letter: str, bug: str, capsys: Any) -> 
 def test_named_lists_the_bugs_to_choose_from(capsys: Any) -> None:
     refuses(ch05.named, VERDICTS | {"B": "too slow"}, "choose one of 'none'", capsys)
     refuses(ch05.named, {"A": "none"}, "an answer for each of 'A'", capsys)
+    refuses(ch05.named, list(VERDICTS.values()), "an answer for each of 'A'", capsys)
+    refuses(ch05.named, VERDICTS | {"A": ["both gates read F"]}, "choose one of 'none'", capsys)
+    refuses(ch05.named, VERDICTS | {"A": ch05.BUGS["none"]}, "choose one of 'none'", capsys)
+
+
+def test_named_takes_the_letters_in_any_order(capsys: Any) -> None:
+    accepts(ch05.named, dict(reversed(VERDICTS.items())), capsys)
+    waits(ch05.named, VERDICTS | {"E": ...}, capsys)
 
 
 # 5.4
@@ -186,6 +208,26 @@ def one_channel_compared(module: nn.Module, x: Tensor) -> bool:
     return not torch.equal(quiet[:, 0], loud[:, 0])
 
 
+def differs(module: nn.Module, x: Tensor) -> bool:
+    quiet, loud = shut_and_shout(module, x)
+    return bool((quiet != loud).any())
+
+
+def whispered(module: nn.Module, x: Tensor) -> bool:
+    module.channel.register_forward_hook(lambda gate, inputs, out: torch.zeros_like(out))
+    return bool((module(x) != module(x + 1)).any())
+
+
+def unbound(module: nn.Module, x: Tensor) -> bool:
+    """Shut channel 0, but leave the others to the gate, which hears the shout."""
+    mask = torch.ones(1, x.shape[1], 1, 1)
+    mask[:, 0] = 0
+    module.channel.register_forward_hook(lambda gate, inputs, out: out * mask)
+    loud = x.clone()
+    loud[:, 0] += 9
+    return bool((module(x) != module(loud)).any())
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -195,6 +237,13 @@ def one_channel_compared(module: nn.Module, x: Tensor) -> bool:
         (lambda module, x: True, "a sound CBAM hears a shut channel"),
         (lambda module, x: isinstance(module, ch05.Suspect), "the order spatial-channel"),
         (lambda module, x: module(x), "must return True or False, but returns a Tensor"),
+        (lambda module, x: not differs(module, x), "a sound CBAM hears a shut channel"),
+        (lambda module, x: str(differs(module, x)), "but returns a str"),
+        (lambda module, x: int(differs(module, x)), "but returns a int"),
+        (lambda module, x: module.order != "channel-spatial", "stopped with AttributeError"),
+        (whispered, "Shout into the shut channel"),
+        (unbound, "a sound CBAM hears a shut channel"),
+        (lambda module, x: torch.equal(module(x), module(x)), "a sound CBAM hears"),
     ],
 )
 def test_hears_shut_channel_is_itself_tested(
@@ -203,14 +252,22 @@ def test_hears_shut_channel_is_itself_tested(
     refuses(ch05.hears_shut_channel, answer, reason, capsys)
 
 
-def test_hears_shut_channel_takes_a_tensor_of_one_bool(capsys: Any) -> None:
-    def differs(module: nn.Module, x: Tensor) -> Tensor:
-        quiet, loud = shut_and_shout(module, x)
-        return (quiet != loud).any()
+def test_hears_shut_channel_takes_any_right_way(capsys: Any) -> None:
+    def replaced(module: nn.Module, x: Tensor) -> bool:
+        class Shut(nn.Module):
+            def forward(self, z: Tensor) -> Tensor:
+                return (torch.arange(z.shape[1]) > 0).float()[None, :, None, None]
+
+        module.channel = Shut()
+        loud = x.clone()
+        loud[:, 0] *= -3
+        return bool((module(x) - module(loud)).abs().max() > 1e-6)
 
     accepts(ch05.hears_shut_channel, differs, capsys)
-    assert not ch05.hears_shut_channel(lambda module, x: None)
-    assert capsys.readouterr().out.startswith("○ Not answered yet")
+    accepts(ch05.hears_shut_channel, replaced, capsys)
+    accepts(ch05.hears_shut_channel, lambda *args: torch.tensor(differs(*args)), capsys)
+    accepts(ch05.hears_shut_channel, lambda *args: np.bool_(differs(*args)), capsys)
+    waits(ch05.hears_shut_channel, lambda module, x: None, capsys)
 
 
 # 5.5
@@ -242,13 +299,22 @@ def with_one_mlp_run(order: str) -> tuple[int, int]:
         (lambda order: (counted(order)[0], 98), "The 7 x 7 convolution works at every place"),
         (lambda order: counted(order)[0], "Return two numbers"),
         (lambda order: ("many", 1), "'parameters' must be a number"),
+        (lambda order: (*counted(order), 0), "Return two numbers"),
+        (lambda order: dict(zip("ab", counted(order), strict=True)), "Return two numbers"),
+        (lambda order: count(CBAM(64, 8, order=order), (64, 32, 32))[:2], "does not have 1,196"),
+        (lambda order: count(CBAM(64, order=order), (64, 16, 16))[:2], "works at every place"),
+        (lambda order: counted("channel-spatial"), "It has no spatial gate"),
+        (lambda order: (len(CBAM(64, order=order).state_dict()), 1), "does not have"),
+        (lambda order: CBAM(64, order), "stopped with ValueError"),
     ],
 )
 def test_cost_names_the_mistake(answer: Callable[[str], Any], reason: str, capsys: Any) -> None:
     refuses(ch05.cost, answer, reason, capsys)
 
 
-def test_cost_waits(capsys: Any) -> None:
+def test_cost_takes_numbers_of_any_kind(capsys: Any) -> None:
     accepts(ch05.cost, counted, capsys)
-    assert not ch05.cost(lambda order: ...)
-    assert capsys.readouterr().out.startswith("○ Not answered yet")
+    accepts(ch05.cost, lambda order: tuple(map(np.int64, counted(order))), capsys)
+    accepts(ch05.cost, lambda order: list(map(float, counted(order))), capsys)
+    waits(ch05.cost, lambda order: ..., capsys)
+    waits(ch05.cost, lambda order: (counted(order)[0], None), capsys)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.check.mistakes import known
-from cbam_edu.check.verdict import Wrong, close, judge, shape, tensor
+from cbam_edu.check.verdict import Wrong, close, judge, number, shape, tensor
 
 SHAPES = {"descriptor": (8, 2, 14, 14), "map": (8, 1, 14, 14), "refined": (8, 64, 14, 14)}
 PARAMETERS = 2 * 5 * 5 + 2  # of a gate with a kernel of 5 and BatchNorm
@@ -56,7 +56,7 @@ def descriptor(answer: Callable[[Tensor], Tensor]) -> None:
 def prediction(answer: Mapping[str, object]) -> None:
     """Judge three shapes and a number of parameters, for features (8, 64, 14, 14) and k = 5."""
     wanted = (*SHAPES, "parameters")
-    if set(answer) != set(wanted):
+    if not isinstance(answer, Mapping) or set(answer) != set(wanted):
         raise Wrong(f"Give a value for each of {', '.join(wanted)}.")
     if any(value is ... or value is None for value in answer.values()):
         raise NotImplementedError
@@ -85,7 +85,10 @@ def _predicted_shape(name: str, value: Any, right: tuple[int, ...]) -> None:
     if name == "refined":
         reasons[8, 1, 14, 14] = "That is the map. Refined features are the features times the map."
     if got != right:
-        why = reasons.get(got, "Which axis does the pooling remove, and which stay?")
+        plain = all(isinstance(length, int) for length in got)
+        why = reasons.get(
+            got if plain else (), "Which axis does the pooling remove, and which stay?"
+        )
         raise Wrong(f"{name} is not {got}. {why}")
 
 
@@ -101,8 +104,11 @@ def _predicted_parameters(value: Any) -> None:
         64 * 25: "The convolution sees 2 maps, not 64 channels.",
         64 * 25 + 2: "The convolution sees 2 maps, not 64 channels.",
     }
-    if value != PARAMETERS:
-        why = reasons.get(value, "Count 2 k k for the kernel, and what BatchNorm learns.")
+    if number(value, "parameters") != PARAMETERS:
+        why = reasons.get(
+            int(value) if value == value else 0,
+            "Count 2 k k for the kernel, and what BatchNorm learns.",
+        )
         raise Wrong(f"parameters is not {value}. {why}")
 
 
@@ -130,7 +136,7 @@ def mended(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
                 "The map is smaller than the features: the convolution has no padding. "
                 "Keep the size for every odd k."
             )
-        if value.shape != right.shape and value.shape[2:] != right.shape[2:]:
+        if value.shape[:2] == right.shape[:2] and value.shape != right.shape:
             raise Wrong(
                 f"For k = {k} the map is {tuple(value.shape[2:])} where the features are (9, 8). "
                 "The padding that keeps the size depends on k."
@@ -150,6 +156,11 @@ def mended(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         close(value, right.sigmoid(), "the map")
 
 
+class _Square(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
 def _layers() -> list[tuple[nn.Module, int, str]]:
     """Return layers from two maps to one, how far each sees, and what is special about it."""
     torch.manual_seed(2)
@@ -159,6 +170,8 @@ def _layers() -> list[tuple[nn.Module, int, str]]:
     with torch.no_grad():
         opposed.weight[:, 1] = -opposed.weight[:, 0]
         negative.weight.copy_(-negative.weight.abs())
+        sides = nn.Conv2d(2, 1, 5, padding=2, bias=False)
+        sides.weight[:, 0, :, 3:] = sides.weight[:, 1, :, :2] = 0
     two = nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 1, 5, padding=2), nn.Sigmoid()
     )
@@ -167,6 +180,7 @@ def _layers() -> list[tuple[nn.Module, int, str]]:
         (negative, 3, "a convolution with k = 7, all of its weights negative"),
         (opposed, 2, "a convolution whose two sheets are each other's negative"),
         (two, 3, "a convolution with k = 3 and then one with k = 5"),
+        (nn.Sequential(_Square(), sides), 2, "a layer whose two sheets look to different sides"),
     ]
 
 
@@ -188,8 +202,9 @@ def places_seen(answer: Callable[[nn.Module, int, int, int], Tensor]) -> None:
                 raise Wrong(f"{text} row and column are swapped.")
             if bool((wanted & ~value).any()):
                 why = (
-                    "Gradients of either sign count, and those of the two maps must not be added: "
-                    "they may cancel. Use a random input, at which no gradient happens to be 0."
+                    "Gradients of either sign count, and those of either map; they must not be "
+                    "added, for they may cancel. Use a random input, at which no gradient happens "
+                    "to be 0."
                 )
                 raise Wrong(
                     f"{text} you mark {int(value.sum())} places, but {int(wanted.sum())} have an "

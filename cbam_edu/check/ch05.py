@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cbam_edu.attention import CBAM, ORDERS, ChannelAttention, SpatialAttention
 from cbam_edu.check.mistakes import known
-from cbam_edu.check.verdict import Wrong, close, judge
+from cbam_edu.check.verdict import Wrong, close, judge, number, written
 from cbam_edu.complexity import count
 
 Gate = Callable[[Tensor], Tensor]
@@ -82,14 +83,6 @@ def refine(answer: Formula) -> None:
             close(value, _right(x, *gates), "F''")
 
 
-def _number(name: str, value: object) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Wrong(f"{name!r} must be a number, but is a {type(value).__name__}.")
-    return float(value)
-
-
 def _filled_in(answer: Mapping[str, Any], wanted: list[str]) -> None:
     if not isinstance(answer, Mapping) or set(answer) != set(wanted):
         raise Wrong(f"Give a dict with an answer for each of {', '.join(map(repr, wanted))}.")
@@ -125,7 +118,7 @@ def silent_factors(answer: Mapping[str, Any]) -> None:
             "what goes in: (N, C, H, W)."
         )
     for name, (out, why) in wanted.items():
-        if abs(_number(name, answer[name]) - out.mean().item()) > 1e-3:
+        if not abs(number(answer[name], repr(name)) - out.mean().item()) <= 1e-3:
             raise Wrong(f"{name!r} is not {answer[name]}. {why}")
 
 
@@ -173,7 +166,7 @@ def named(answer: Mapping[str, Any]) -> None:
     x = torch.randn(4, 16, 8, 8, generator=generator)
     for letter, suspect in suspects().items():
         claim = answer[letter]
-        if claim not in BUGS:
+        if not isinstance(claim, str) or claim not in BUGS:
             names = ", ".join(map(repr, BUGS))
             raise Wrong(f"For suspect {letter}, choose one of {names}; {claim!r} is none of them.")
         if claim != _GUILTY[letter]:
@@ -212,13 +205,11 @@ def hears_shut_channel(answer: Callable[[nn.Module, Tensor], bool]) -> None:
 
 
 def _verdict(value: Any) -> bool:
-    if value is None or value is ...:
-        raise NotImplementedError
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(written(value), Tensor) and value.numel() == 1:
         value = value.item()
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise Wrong(f"It must return True or False, but returns a {type(value).__name__}.")
-    return value
+    return bool(value)
 
 
 def _cost(order: str) -> tuple[int, int]:
@@ -229,13 +220,12 @@ def _cost(order: str) -> tuple[int, int]:
 def cost(answer: Callable[[str], Any]) -> None:
     """Judge `answer(order)`: parameters and multiply-accumulates of CBAM(64) on one 32 x 32 map."""
     for order in ORDERS:
-        value = answer(order)
-        if value is None or value is ...:
-            raise NotImplementedError
+        value = written(answer(order))
         if not isinstance(value, tuple | list) or len(value) != 2:
             raise Wrong("Return two numbers, the parameters and the multiply-accumulates.")
         parameters, macs = _cost(order)
-        got = _number("parameters", value[0]), _number("multiply-accumulates", value[1])
+        names = "'parameters'", "'multiply-accumulates'"
+        got = number(value[0], names[0]), number(value[1], names[1])
         if got == (macs, parameters):
             raise Wrong("The two numbers are swapped: the parameters come first.")
         if got[0] != parameters:
