@@ -139,6 +139,20 @@ def test_a_cell_says_the_same_when_it_is_run_again(stem, before, cell, capsys):
     assert said[-2:] == [cells[cell].outputs[0].text] * 2
 
 
+@each_notebook
+def test_leaves_no_temporary_folder_behind(path):
+    """One of mkdtemp stays for ever; a TemporaryDirectory goes with the kernel."""
+    code = "".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    assert "mkdtemp" not in code
+
+
+@each_notebook
+def test_lets_the_reader_stop_each_cell(path):
+    """Whoever presses the stop button raises KeyboardInterrupt, and no cell may swallow it."""
+    code = "".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    assert not re.search(r"except( BaseException| KeyboardInterrupt)?:", code)
+
+
 # Exercises
 
 FOUND = [(path.stem, exercise) for path in PATHS for exercise in exercises(path)]

@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/attacks/interrupted.py [--only ATTACK] [NOTEBOOK ...]
+    python tests/attacks/interrupted.py [--only ATTACK ...] [NOTEBOOK ...]
 
 Each chapter runs in a folder of its own, with a cache and a place for temporary files of its own,
 and in quick mode, as in the tests. It goes wrong where a cell that was not stopped ends with an
@@ -353,7 +353,7 @@ def write(names: list[str], paths: list[Path]) -> None:
     """Write the records of all chapters together."""
     chapters = {path.stem: json.loads((WORK / f"{path.stem}.json").read_text()) for path in paths}
     for name in names:
-        of = {stem: results[name] for stem, results in chapters.items()}
+        of = {stem: results[name] for stem, results in chapters.items() if name in results}
         _, words, unit = ATTACKS[name]
         faults = {stem: result["faults"] for stem, result in of.items() if result["faults"]}
         recorded.write(
@@ -365,8 +365,20 @@ def write(names: list[str], paths: list[Path]) -> None:
             seconds=sum(result["seconds"] for result in of.values()),
             chapters=len(of),
             faults=faults,
+            **_explained(faults),
             **_later(of),
         )
+
+
+def _explained(faults: dict[str, list[str]]) -> dict[str, str]:
+    """Return what a reader of the record must know of what went wrong."""
+    text = str(faults)
+    if not any(words in text for words in ("initialized", "has no attribute", "TORCH_LIBRARY")):
+        return {}
+    return {
+        "explained": "An import of torch, NumPy, SymPy or Matplotlib was cut short; they cannot be "
+        "imported again in the same process. The kernel must be started anew."
+    }
 
 
 def _later(of: dict[str, Any]) -> dict[str, Any]:
@@ -383,12 +395,12 @@ def _later(of: dict[str, Any]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Attack the chapters named, or all of them, and record what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", choices=list(ATTACKS))
+    parser.add_argument("--only", action="append", choices=list(ATTACKS))
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
     options = parser.parse_args(arguments)
     every = sorted(runner.NOTEBOOKS.glob("*.ipynb"))
     paths = [path.resolve() for path in options.notebooks] or every
-    names = list(dict.fromkeys(["undisturbed", options.only])) if options.only else list(ATTACKS)
+    names = [name for name in ATTACKS if name in ("undisturbed", *(options.only or ATTACKS))]
     WORK.mkdir(exist_ok=True)
     for path in paths:
         attack(path, names)

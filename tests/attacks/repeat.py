@@ -10,6 +10,7 @@ The real CIFAR-10 is needed, in ``$CBAM_EDU_DATA`` or the cache. About 40 minute
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -31,11 +32,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cbam_edu import create_model, data, list_models, load_pretrained, train
+from cbam_edu import (
+    complexity,
+    create_model,
+    data,
+    list_models,
+    load_pretrained,
+    save_model,
+    train,
+)
+from cbam_edu.convert import convert
 from cbam_edu.data import Augmentation, FolderBatches, ImageSet, load
 from cbam_edu.experiment import answers
+from cbam_edu.explain import attention_maps, grad_cam
+from cbam_edu.export import export
+from cbam_edu.localise import deletion_scores
 from cbam_edu.neighbours import ATTENTIONS
-from cbam_edu.train import Recipe, fit, read_checkpoint
+from cbam_edu.train import Recipe, evaluate, fit, read_checkpoint
 
 SUBJECT = "repeat"
 BASE = Recipe(epochs=4, batch_size=64, lr=0.1)
@@ -367,6 +380,52 @@ def threads() -> Found:
     return 2 * len(of), wrong, details
 
 
+def states() -> str:
+    """Return a digest of every generator that the process has."""
+    numpys: Any = np.random.get_state()
+    return fingerprint([torch.get_rng_state(), random.getstate(), torch.from_numpy(numpys[1])])
+
+
+def generators() -> Found:
+    """Look whether what does not say that it draws leaves the caller's generators alone."""
+    images, wrong, tried = photographs(), [], 0
+    x, y = data.normalise(images[1].images[:8]), images[1].labels[:8]
+    model = load_pretrained("resnet20_cbam")
+    dropping = Dropping().train()
+    weights = convert(model.state_dict(), target="timm", rename_network=False)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        work: dict[str, Callable[[], object]] = {
+            f"fit, {case[0]}, {case[1]}": functools.partial(
+                fit, made, images[0], recipe_of(case, epochs=1), progress=False
+            )
+            for case in of_each()
+            for made in [network(case[0], 0)]
+        }
+        work |= {
+            "evaluate": lambda: evaluate(dropping, images[1]),
+            "attention maps": lambda: attention_maps(model, x),
+            "Grad-CAM": lambda: grad_cam(model, x, y, list(model.children())[-3]),
+            "export": lambda: export(model, path / "x.pt2", "torch-export"),
+            "convert": lambda: convert(weights, rename_network=False),
+            "count": lambda: complexity.count(dropping),
+            "load": lambda: load_pretrained("resnet20_cbam"),
+            "save": lambda: save_model(model, path / "x.safetensors"),
+            "shapes": lambda: data.shapes(20, 3),
+            "holdout": lambda: images[0].holdout(2, seed=1),
+            "batches": lambda: list(data.in_batches(images[0], 20, shuffle=True, seed=1)),
+            "deletion": lambda: deletion_scores(model, images[1].subset(torch.arange(8)), 0),
+        }
+        for what, do in work.items():
+            for seed in SEEDS:
+                pollute(50 + seed)
+                before = states()
+                do()
+                tried += 1
+                wrong += [f"{what}, {seed}"] * (states() != before)
+    return tried, wrong, {"functions": sorted({name.split(",")[0] for name in work})}
+
+
 def picture_folder(root: Path, images: ImageSet) -> Path:
     """Write images as a folder of pictures."""
     for split in ("train", "val"):
@@ -494,6 +553,7 @@ ATTACKS: dict[str, tuple[Callable[[], Found], str, str]] = {
     "killed": (killed, "killed in the middle of an epoch and resumed", "kills"),
     "ways": (in_other_ways, "trained compiled, channels last, in 16 bits: each twice", "ways"),
     "threads": (threads, "trained with one thread and with two: each twice", "pairs"),
+    "generators": (generators, "the caller's generators left as they were", "calls"),
     "workers": (workers, "pictures read by 0, 1 and 2 other processes", "comparisons"),
     "networks": (new_networks, "networks made again in another process", "networks"),
     "records": (records, "recorded runs repeated by their commands", "runs"),
