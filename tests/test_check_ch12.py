@@ -30,6 +30,11 @@ def shifted(m: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda x: m(x).flatten(1)[:, :1].squeeze() + (x - m(x)).exp().sum((2, 3)).log()
 
 
+def by_the_image(x: Tensor) -> Tensor:
+    m = x.amax((1, 2, 3), keepdim=True)
+    return m[:, :, 0, 0] + (x - m).exp().sum((2, 3)).log()
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -47,6 +52,17 @@ def shifted(m: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         (lambda x: x.amax((2, 3)), "Compare it with x.logsumexp"),
         (lambda x: x.clamp(-80, 80).logsumexp((2, 3)), "large and small channels"),
         (lambda x: "5", "must be a tensor, but is a str"),
+        (lambda x: x.detach().logsumexp((2, 3)), "No gradient comes through the descriptor"),
+        (lambda x: x.logsumexp((2, 3)).tolist(), "must be a tensor, but is a list"),
+        (lambda x: x.logsumexp((2, 3)).numpy(), "must be a tensor, but is a ndarray"),
+        (lambda x: x.logsumexp(3), "has shape (2, 3, 4)"),
+        (lambda x: x.logsumexp((2, 3)).reshape(2, 3), "is invalid for input of size 2"),
+        (lambda x: x.exp().sum((2, 3)).log().nan_to_num(), "is 3.403e+38; it should be 1003"),
+        (lambda x: (x.exp().sum((2, 3)) + 1e-8).log(), "Take a number out"),
+        (lambda x: (x - 500).exp().sum((2, 3)).log() + 500, "is -inf; it should be"),
+        (lambda x: x.logsumexp((2, 3)) / math.log(2), "Compare it with x.logsumexp"),
+        (lambda x: x.sum((2, 3)).exp().log(), "Compare it with x.logsumexp"),
+        (by_the_image, "Take the maximum of each channel"),
     ],
 )
 def test_lse_names_the_mistake(answer: Callable[[Tensor], Any], reason: str, capsys: Any) -> None:
@@ -125,6 +141,53 @@ class Flat(Map):
         return logits.sigmoid()[:, :, 0, 0]
 
 
+class Summed(Map):
+    def row(self, x: Tensor) -> Tensor:
+        return x.sum((2, 3))[:, None]
+
+
+class TwoSigmoids(Map):
+    def last(self, logits: Tensor, x: Tensor) -> Tensor:
+        return logits.sigmoid().sigmoid()
+
+
+class Detached(Map):
+    def last(self, logits: Tensor, x: Tensor) -> Tensor:
+        return logits.sigmoid().detach()
+
+
+class OtherAxis(Map):
+    def last(self, logits: Tensor, x: Tensor) -> Tensor:
+        return logits.sigmoid().transpose(1, 2)
+
+
+class OfTheBatch(Map):
+    def row(self, x: Tensor) -> Tensor:
+        return x.mean((0, 2, 3), keepdim=True)[:, :, 0, 0][:, None].expand(len(x), -1, -1)
+
+
+class NotPadded(Map):
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.conv = nn.Conv1d(1, 1, kernel_of(channels), bias=False)
+
+
+class Around(Map):
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        k = kernel_of(channels)
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, padding_mode="circular", bias=False)
+
+
+class Full(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.linear = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mean((2, 3))).sigmoid()[:, :, None, None]
+
+
 class Backwards(Map):
     def row(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)).flip(1)[:, None]
@@ -154,6 +217,18 @@ def odd(value: float) -> int:
         (Backwards, "Slide the kernel along"),
         (ECA, "Return the map, (N, C, 1, 1)"),
         (lambda c: lambda x: x, "Return a module, not a function"),
+        (Map(64), "Hand over the function"),
+        (lambda c: Map(c, 3), "with one length for all"),
+        (lambda c: Map(c, odd(math.ceil((math.log2(c) + 1) / 2))), "cut off, not rounded up"),
+        (lambda c: Map(c).requires_grad_(False), "No gradient comes through the map"),
+        (Detached, "No gradient comes through the map"),
+        (Full, "One kernel is for all channels"),
+        (Summed, "Slide the kernel along the channels' means"),
+        (TwoSigmoids, "Slide the kernel along the channels' means"),
+        (OfTheBatch, "Slide the kernel along the channels' means"),
+        (Around, "Slide the kernel along the channels' means"),
+        (NotPadded, "has shape (3, 6, 1, 1)"),
+        (OtherAxis, "has shape (3, 1, 8, 1)"),
     ],
 )
 def test_channel_map_names_the_mistake(
@@ -199,6 +274,14 @@ MEANS = ch12.MEANS | {ch12.NO_GATE: "s.softmax(1)"}
         ({"s.softmax(2)": "a quarter"}, "must be a number"),
         ({ch12.NO_GATE: "c.softmax(0)"}, "nothing competes along its axis"),
         ({"s.softmax(3)": 1 / 4}, "an answer for each of"),
+        ({"c.softmax(1)": math.nan}, "has not the mean nan"),
+        ({"c.softmax(1)": 12.5}, "divide by how many there are"),
+        ({"c.softmax(1)": torch.full((8,), 1 / 8)}, "must be a number, but is a Tensor"),
+        ({"s.softmax(2)": True}, "must be a number, but is a bool"),
+        ({"s.flatten(1).softmax(1)": 0.06}, "has not the mean 0.06"),
+        ({ch12.NO_GATE: "none"}, "is one of the five names above, not 'none'"),
+        ({ch12.NO_GATE: '"s.softmax(1)"'}, "is one of the five names above"),
+        ({ch12.NO_GATE: np.array(["a", "b"])}, "is one of the five names above"),
     ],
 )
 def test_softmax_means_says_why(change: dict[str, Any], reason: str, capsys: Any) -> None:
@@ -212,6 +295,7 @@ def test_softmax_means_are_those_of_torch(capsys: Any) -> None:
     assert (s.softmax(1) == 1).all()
     accepts(ch12.softmax_means, MEANS | {"s.softmax(1)": torch.tensor(1.0)}, capsys)
     accepts(ch12.softmax_means, MEANS | {"s.softmax(2)": np.float32(0.25)}, capsys)
+    accepts(ch12.softmax_means, MEANS | {"c.softmax(1)": np.array([0.125])}, capsys)
     waits(ch12.softmax_means, MEANS | {"c.softmax(0)": ...}, capsys)
 
 
@@ -248,6 +332,21 @@ def right_join(x: Tensor, channel: Any, spatial: Any) -> Tensor:
         (in_sequence, "one gate after the other"),
         (lambda x, c, s: 2 * right_join(x, c, s), "both logits added"),
         (lambda x, c, s: c.logits(x), "has shape (2, 6, 1, 1)"),
+        (lambda x, c, s: x + x * torch.sigmoid(c(x) + s(x)), "There are sigmoids in the sigmoid"),
+        (lambda x, c, s: torch.sigmoid(c.logits(x) + s.logits(x)), "the map of the gates, M"),
+        (lambda x, c, s: 1 + torch.sigmoid(c.logits(x) + s.logits(x)), "This is 1 + M"),
+        (lambda x, c, s: x + x * c(x), "Only the channel gate"),
+        (lambda x, c, s: x + x * s(x), "Only the spatial gate"),
+        (lambda x, c, s: x.add_(x * torch.sigmoid(c.logits(x) + s.logits(x))), "been changed"),
+        (lambda x, c, s: right_join(x.detach(), c, s).detach(), "No gradient comes through"),
+        (lambda x, c, s: x + (right_join(x, c, s) - x).detach() * (x / x), "No gradient comes"),
+        (lambda x, c, s: x + x * torch.sigmoid(c.logits + s.logits), "'method' and 'method'"),
+        (lambda x, c, s: x * (1 + c(x)) * (1 + s(x)), "both logits added"),
+        (lambda x, c, s: right_join(x[:1], c, s), "has shape (1, 6, 5, 4)"),
+        (
+            lambda x, c, s: x + x * (c.logits(x) + s.logits(x)).softmax(1),
+            "both logits added",
+        ),
     ],
 )
 def test_residual_parallel_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
@@ -258,7 +357,12 @@ def test_residual_parallel_takes_other_spellings(capsys: Any) -> None:
     def factored(x: Tensor, channel: Any, spatial: Any) -> Tensor:
         return x * (1 + F.sigmoid(spatial.logits(x) + channel.logits(x)))
 
+    def in_steps(x: Tensor, channel: Any, spatial: Any) -> Tensor:
+        logits = spatial.logits(x) + channel.logits(x)
+        return torch.addcmul(x, x, 1 / (1 + torch.exp(-logits)))
+
     accepts(ch12.residual_parallel, factored, capsys)
+    accepts(ch12.residual_parallel, in_steps, capsys)
     waits(ch12.residual_parallel, lambda x, channel, spatial: None, capsys)
 
 
@@ -301,6 +405,20 @@ def repeated(x: Tensor) -> Tensor:
         (lambda pool: not torch.equal(pool(noise()), pool(repeated(noise()))), "rounding"),
         (lambda pool: False, "Lp depends on the size"),
         (lambda pool: "yes", "Return True or False"),
+        (lambda pool: True, "The mean does not depend on the size"),
+        (lambda pool: not compared(noise, repeated)(pool), "The mean does not depend"),
+        (lambda pool: pool(noise()).shape != pool(repeated(noise())).shape, "Lp depends"),
+        (lambda pool: torch.isclose(pool(noise()), pool(repeated(noise()))), "Return True or"),
+        (lambda pool: np.array([True, False]), "Return True or False"),
+        (lambda pool: [compared(noise, repeated)(pool)], "it returned [False]"),
+        (lambda pool: 0.5, "it returned 0.5"),
+        (compared(noise, lambda x: x.repeat_interleave(2, 2)), "two neighbours depends"),
+        (compared(lambda: -noise().abs() - 1, repeated), "Are there places above 0"),
+        (lambda pool: pool(torch.randn(4, 5)), "Dimension out of range"),
+        (
+            compared(noise, lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
+            "The maximum does not depend",
+        ),
     ],
 )
 def test_depends_on_size_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
@@ -347,6 +465,15 @@ def of_mean_1(m: Tensor) -> Tensor:
         (lambda z: z.shape[1] * (1000 * z).exp() / (1000 * z).exp().sum(1, True), "not finite"),
         (lambda z: z.softmax(1).flatten(1), "has shape (3, 4)"),
         (lambda z: 1.0, "must be a tensor, but is a float"),
+        (lambda z: (z.shape[1] * z.softmax(1)).detach(), "No gradient comes through the factors"),
+        (lambda z: 4 * z.softmax(1), "For 16 channels it should be 1"),
+        (lambda z: 2 * z.sigmoid(), "have the mean 0.995"),
+        (lambda z: of_mean_1(z.relu()), "every factor must be positive"),
+        (lambda z: of_mean_1(z.square() + 0.1), "3. In some image"),
+        (lambda z: of_mean_1(z.clamp(-0.5, 0.5).exp()), "3. In some image"),
+        (lambda z: z.numel() * z.flatten().softmax(0).view_as(z), "not image by image"),
+        (lambda z: z.sigmoid() / z.sigmoid().sum(1, keepdim=True), "multiply by the number of"),
+        (lambda z: (z.shape[1] * z.softmax(1)).numpy(), "must be a tensor, but is a ndarray"),
     ],
 )
 def test_gate_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
@@ -11,13 +10,22 @@ from torch import Tensor, nn
 
 from cbam_edu.attention import POOLINGS, ChannelAttention, SpatialAttention
 from cbam_edu.check.mistakes import known
-from cbam_edu.check.verdict import Wrong, close, judge, shape, tensor
+from cbam_edu.check.verdict import Wrong, close, judge, number, shape, tensor, truth, written
 
 Answer = Callable[..., Any]
 
 
 def _random(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def _through(value: Tensor, what: str) -> None:
+    """Raise `Wrong` if no gradient can come through `value`."""
+    if not value.requires_grad:
+        raise Wrong(
+            f"No gradient comes through {what}, so nothing before it could learn. Is there a "
+            "detach() or a torch.no_grad()?"
+        )
 
 
 # ---- 12.1
@@ -53,8 +61,10 @@ def lse(answer: Callable[[Tensor], Any]) -> None:
         )
         close(value, right, "the descriptor", "Compare it with x.logsumexp((2, 3)).")
     far = _random(2, 3, 4, 5) + torch.tensor([1000.0, -1000.0, 0.0]).view(1, 3, 1, 1)
-    value, right = tensor(answer(far.clone()), "the descriptor"), far.logsumexp((2, 3))
+    followed = 1 * far.clone().requires_grad_()
+    value, right = tensor(answer(followed), "the descriptor"), far.logsumexp((2, 3))
     shape(value, (2, 3), "the descriptor")
+    _through(value, "the descriptor")
     if torch.equal(value, _by_one_shift(far)):
         raise Wrong(
             "One shift for the whole map: beside a channel around 1000, one around -1000 becomes "
@@ -74,9 +84,7 @@ _KERNELS = {8: 3, 16: 3, 32: 3, 64: 3, 128: 5, 256: 5, 2: 1}  # C: k, by equatio
 
 
 def _one_kernel(module: Any, channels: int) -> Tensor:
-    if module is None or module is ...:
-        raise NotImplementedError
-    if not isinstance(module, nn.Module):
+    if not isinstance(written(module), nn.Module):
         raise Wrong(f"Return a module, not a {type(module).__name__}.")
     found = list(module.parameters())
     if len(found) != 1:
@@ -89,12 +97,20 @@ def _one_kernel(module: Any, channels: int) -> Tensor:
 
 def _why_not(k: int, channels: int) -> str:
     """Say which mistake leads to a kernel of length `k`."""
+    if k % channels == 0:
+        return "One kernel is for all channels, and slides along them."
     if k % 2 == 0:
         return "An even kernel has no middle: an even number becomes odd by adding 1."
     if k in _odd_and_even(math.log2(channels) / 2 + 1):
-        return "b is divided by gamma as well: (log2(C) + b) / gamma."
+        return (
+            "b is divided by gamma as well: (log2(C) + b) / gamma. And what follows the point is "
+            "cut off, not rounded up."
+        )
     if k in _odd_and_even((math.log(channels) + 1) / 2):
-        return "This takes the natural logarithm; equation 12 takes that to base 2."
+        return (
+            "So it is with the natural logarithm, with one length for all, or with 1 taken off an "
+            "even number. Equation 12 takes the logarithm to base 2, and 1 is added."
+        )
     return "Cut off what follows the point of (log2(C) + 1) / 2, and add 1 to an even number."
 
 
@@ -106,6 +122,8 @@ def _odd_and_even(value: float) -> tuple[int, int]:
 @judge
 def channel_map(answer: Callable[[int], Any]) -> None:
     """Judge `answer(channels)`: a module, (N, C, H, W) -> ECA's channel map (N, C, 1, 1)."""
+    if isinstance(answer, nn.Module):
+        raise Wrong("Hand over the function, channel_map, not a module that it makes.")
     for channels, k in _KERNELS.items():
         module = answer(channels)
         kernel = _one_kernel(module, channels)
@@ -119,6 +137,7 @@ def channel_map(answer: Callable[[int], Any]) -> None:
             x = _random(3, channels, 4, 5, seed=1) * 3
             value = module(x.clone())
             _map_of(x, kernel.reshape(1, 1, k), value)
+        _through(module(x), "the map to the kernel")
 
 
 def _map_of(x: Tensor, kernel: Tensor, value: Any) -> None:
@@ -172,16 +191,14 @@ def softmax_means(answer: Mapping[str, Any]) -> None:
     names = [*MEANS, NO_GATE]
     if not isinstance(answer, Mapping) or set(answer) != set(names):
         raise Wrong(f"Give a dict with an answer for each of {', '.join(map(repr, names))}.")
-    if any(value is ... or value is None for value in answer.values()):
-        raise NotImplementedError
+    for value in answer.values():
+        written(value)
     for name, right in MEANS.items():
-        value = answer[name]
-        value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise Wrong(f"{name!r} must be a number, but is {value!r}.")
-        mean = float(value)
-        if abs(mean - right) > 1e-6:
+        mean = number(answer[name], repr(name))
+        if not abs(mean - right) <= 1e-6:
             raise Wrong(f"{name!r} has not the mean {mean:.4g}. {_why_mean(name, mean)}")
+    if not isinstance(answer[NO_GATE], str) or answer[NO_GATE] not in MEANS:
+        raise Wrong(f"{NO_GATE!r} is one of the five names above, not {answer[NO_GATE]!r:.60}.")
     if answer[NO_GATE] != "s.softmax(1)":
         raise Wrong(
             f"{answer[NO_GATE]!r} follows the logits. Which one says the same for every input, "
@@ -212,15 +229,23 @@ def residual_parallel(answer: Answer) -> None:
         torch.manual_seed(seed)
         channel = ChannelAttention(size[1], 2).eval()
         spatial = SpatialAttention(3).eval()
+        weights = [*channel.parameters(), *spatial.parameters()]
         with torch.no_grad():
-            for parameter in (*channel.parameters(), *spatial.parameters()):
-                parameter.mul_(3)
+            for weight in weights:
+                weight.mul_(3)
             x = _random(*size, seed=seed + 1) * 2
             c, s = channel.logits(x), spatial.logits(x)
-            value = answer(x.clone(), channel, spatial)
+            given = x.clone()
+            value = answer(given, channel, spatial)
             known(value, _joined_wrongly(x, c, s, spatial))
             right = x + x * torch.sigmoid(c + s)
             close(value, right, "the output", "It should be x + x * sigmoid(both logits added).")
+        if not torch.equal(given, x):
+            raise Wrong("The output is right, but x has been changed: others may need it.")
+        value = answer(x.clone(), channel, spatial)
+        _through(value, "the output")
+        if None in torch.autograd.grad(value.sum(), weights, allow_unused=True):
+            raise Wrong("No gradient reaches the gates' weights. Is there a detach()?")
 
 
 def _joined_wrongly(
@@ -239,6 +264,14 @@ def _joined_wrongly(
             x + x * (c.sigmoid() + s.sigmoid())
         ),
         "The sigmoid is missing.": x + x * (c + s),
+        "There are sigmoids in the sigmoid: calling a gate gives its map. Add up what `logits` "
+        "gives.": x + x * (c.sigmoid() + s.sigmoid()).sigmoid(),
+        "This is the map of the gates, M. It multiplies x, and then x is added.": (
+            (c + s).sigmoid().expand_as(x)
+        ),
+        "This is 1 + M. It multiplies x.": (1 + (c + s).sigmoid()).expand_as(x),
+        "Only the channel gate is in it.": x + x * c.sigmoid(),
+        "Only the spatial gate is in it.": x + x * s.sigmoid(),
         "x and the factors are added. The factors multiply x, and then x is added.": (
             x + (c + s).sigmoid()
         ),
@@ -302,13 +335,10 @@ def depends_on_size(answer: Callable[[Callable[[Tensor], Tensor]], Any]) -> None
     """Judge `answer(pool)`: whether the descriptor changes when each place is repeated 2 x 2."""
     for name, (pool, right, why) in _POOLS.items():
         value = answer(pool)
-        if value is None or value is ...:
-            raise NotImplementedError
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if value not in (True, False):
-            raise Wrong(f"Return True or False; for {name} it returned {value!r}.")
-        if bool(value) != right:
+        said = truth(value)
+        if said is None:
+            raise Wrong(f"Return True or False; for {name} it returned {value!r:.60}.")
+        if said != right:
             fact = "depends on the size" if right else "does not depend on the size"
             raise Wrong(f"{name[0].upper()}{name[1:]} {fact}. {why}")
 
@@ -328,6 +358,7 @@ def gate(answer: Callable[[Tensor], Any]) -> None:
             _competes(answer, logits, factors)
         if size[0] > 1:
             _alone(answer, logits, factors)
+        _through(tensor(answer(1 * logits.clone().requires_grad_()), "the factors"), "the factors")
 
 
 def _factors_of_mean_1(logits: Tensor, factors: Tensor) -> None:

@@ -99,15 +99,24 @@ def written(value: Any) -> Any:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """Return Python's own number where NumPy or torch has a single one."""
+    one = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
+    return value.item() if one and not getattr(value, "is_meta", False) else value
+
+
 def number(value: Any, what: str) -> float:
     """Return `value` if it is one number, of Python, NumPy or torch."""
-    value = written(value)
-    one = isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1
-    if one and not getattr(value, "is_meta", False):  # a tensor without numbers
-        value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+    plain = _plain(written(value))
+    if isinstance(plain, bool) or not isinstance(plain, Real):
         raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
-    return float(value)
+    return float(plain)
+
+
+def truth(value: Any) -> bool | None:
+    """Return whether `value` is true, or None if it is neither true nor false."""
+    plain = _plain(written(value))
+    return bool(plain) if isinstance(plain, Real) and plain in (0, 1) else None
 
 
 def tensor(value: Any, what: str) -> Tensor:
