@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,12 @@ def in_place(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+def adds_to_what_it_got(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    made = {key: spread(value) for key, value in state.items()}
+    state["x"] = torch.ones(1)
+    return made
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -47,6 +54,22 @@ def in_place(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (lambda s: list(s.values()), "Return a dict"),
         (in_place, "Make a new dict"),
         (lambda s: {k: v.reshape(9, 9) for k, v in s.items()}, "RuntimeError"),
+        (lambda s: {k: v[None, None] if v.ndim == 2 else v for k, v in s.items()}, "0.weight has"),
+        (lambda s: {k: v[..., None] if v.ndim == 2 else v for k, v in s.items()}, "(4, 16, 1)"),
+        (
+            lambda s: {k: spread(s[k]) for k in ("0.weight", "0.bias", "2.weight", "2.bias")},
+            "KeyEr",
+        ),
+        (adds_to_what_it_got, "It changed 'x' of the dict it was given"),
+        (lambda s: {k: spread(s.pop(k)) for k in list(s)}, "It changed '0.weight'"),
+        (lambda s: {k: spread(v).int() for k, v in s.items()}, "are these the numbers"),
+        (lambda s: ((k, spread(v)) for k, v in s.items()), "not a generator"),
+        (
+            lambda s: {
+                k: spread(v).expand(-1, -1, 7, 7) if v.ndim == 2 else v for k, v in s.items()
+            },
+            "(4, 16, 7, 7)",
+        ),
     ],
 )
 def test_wrong_conversions(answer: Any, reason: str, capsys: Any) -> None:
@@ -61,7 +84,19 @@ def test_other_right_conversions(capsys: Any) -> None:
                 made[key] = made[key].unsqueeze(-1).unsqueeze(-1)
         return made
 
+    def by_module(state: dict[str, Tensor]) -> Any:
+        def layer(name: str) -> nn.Module:
+            weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+            made = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
+            made.weight.data.copy_(weight.reshape(made.weight.shape))
+            if bias is not None:
+                made.bias = nn.Parameter(bias)
+            return made
+
+        return nn.Sequential(layer("0"), nn.ReLU(), layer("2")).state_dict()
+
     accepts(ch06.to_convolutions, by_name, capsys)
+    accepts(ch06.to_convolutions, by_module, capsys)
     waits(ch06.to_convolutions, lambda state: None, capsys)
 
 
@@ -154,8 +189,32 @@ def test_answers_that_are_no_such_module(capsys: Any) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mul_(0.5)
 
+    class OneBatch(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).view(3, -1, 11, 8)
+
+    class WithoutGradient(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    class Detached(Answer):
+        def mlp(self, d: Tensor) -> Tensor:
+            return self.fc2(self.fc1(d.flatten(1)).relu().detach())
+
+    class Dropped(Answer):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(super().forward(x), 0.5, self.training)
+
     def stops(channels: int, reduction: int) -> nn.Module:
         raise ValueError("no")
+
+    refuses(ch06.mended, OneBatch, "is invalid for input of size", capsys)
+    refuses(ch06.mended, WithoutGradient, "It cannot be trained", capsys)
+    refuses(ch06.mended, lambda c, r: Answer(c, r).requires_grad_(False), "be trained", capsys)
+    refuses(ch06.mended, Detached, "No gradient reaches fc1.weight", capsys)
+    refuses(ch06.mended, Dropped, "in training mode", capsys)
+    refuses(ch06.mended, Answer(8, 2), "Hand over the function, or the class", capsys)
 
     refuses(ch06.mended, lambda c, r: 3, "Return a module", capsys)
     refuses(ch06.mended, lambda c, r: nn.Linear(c, r, bias=False), "two layers", capsys)
@@ -177,7 +236,12 @@ def test_a_wrong_prediction_is_explained(letter: str, capsys: Any) -> None:
 def test_predictions_are_read_kindly(capsys: Any) -> None:
     accepts(ch06.seen, {k: f" {v.upper()} " for k, v in SEEN.items()}, capsys)
     refuses(ch06.seen, SEEN | {"A": True}, 'each answer is "same" or "other"', capsys)
+    accepts(ch06.seen, dict(reversed(SEEN.items())), capsys)
+    refuses(ch06.seen, SEEN | {"A": "equal"}, 'each answer is "same" or "other"', capsys)
+    refuses(ch06.seen, SEEN | {"B": ["same"]}, 'each answer is "same" or "other"', capsys)
+    refuses(ch06.seen, dict.fromkeys(SEEN, "same"), "D is not 'same'", capsys)
     refuses(ch06.seen, ["same"] * 7, "Give a dict", capsys)
+    refuses(ch06.seen, {k: v for k, v in SEEN.items() if k != "G"}, "Give a dict", capsys)
     waits(ch06.seen, SEEN | {"G": ...}, capsys)
 
 
@@ -224,11 +288,15 @@ def course(kind: str = "right") -> Callable[..., Any]:
     def answer(module: CBAM, x: Tensor, steps: int) -> Any:
         kernel = module.spatial.conv.weight
         chosen = [kernel] if kind == "kernel only" else module.parameters()
-        optimiser, norms = torch.optim.SGD(chosen, lr=1.0 if kind == "lr" else 0.1), []
+        make = torch.optim.Adam if kind == "adam" else torch.optim.SGD
+        optimiser, norms = make(chosen, lr=1.0 if kind == "lr" else 0.1), []
+        if kind == "eval":
+            module.eval()
         for _ in range(steps):
             if kind != "added up":
                 module.zero_grad()
-            module(x).square().mean().backward()
+            square = module(x).square()
+            (square.sum() if kind == "summed" else square.mean()).backward()
             if kind == "after":
                 optimiser.step()
                 module.zero_grad()
@@ -236,9 +304,11 @@ def course(kind: str = "right") -> Callable[..., Any]:
             of = kernel if kind == "weights" else kernel.grad
             norm = of.norm() ** 2 if kind == "squared" else of.norm()
             norms.append(norm.detach() if kind == "tensors" else norm.item())
-            if kind != "after":
+            if kind not in ("after", "still"):
                 optimiser.step()
-        return {"short": norms[:-1], "one": norms[0]}.get(kind, norms)
+        rounded = [round(float(norm), 2) for norm in norms]
+        others = {"short": norms[:-1], "one": norms[0], "rounded": rounded, "dict": {0: norms}}
+        return others.get(kind, norms)
 
     return answer
 
@@ -254,6 +324,12 @@ def course(kind: str = "right") -> Callable[..., Any]:
         ("lr", "SGD, lr=0.1"),
         ("short", "Return a list of 4 numbers"),
         ("one", "Return a list of 4 numbers"),
+        ("dict", "Return a list of 4 numbers"),
+        ("adam", "SGD, lr=0.1"),
+        ("eval", "training mode"),
+        ("summed", "Take the mean of the squares"),
+        ("still", "and let it step"),
+        ("rounded", "and round nothing"),
     ],
 )
 def test_wrong_courses(kind: str, reason: str, capsys: Any) -> None:
@@ -264,12 +340,13 @@ def test_other_right_courses(capsys: Any) -> None:
     accepts(ch06.kernel_gradients, course("tensors"), capsys)
     accepts(ch06.kernel_gradients, lambda *args: torch.tensor(course()(*args)), capsys)
     accepts(ch06.kernel_gradients, lambda *args: torch.tensor(course()(*args)).numpy(), capsys)
+    accepts(ch06.kernel_gradients, lambda *args: [np.float32(v) for v in course()(*args)], capsys)
     waits(ch06.kernel_gradients, lambda *args: None, capsys)
 
     def texts(*args: Any) -> list[str]:
         return [str(value) for value in course()(*args)]
 
-    refuses(ch06.kernel_gradients, texts, "is one number, not a str", capsys)
+    refuses(ch06.kernel_gradients, texts, "Each step's norm must be a number, but is a str", capsys)
 
 
 # 6.5
@@ -313,6 +390,26 @@ def leaves_hook(gate: Any) -> bool:
     return True
 
 
+def leaves_backward_hook(gate: Any) -> bool:
+    gate.conv.register_full_backward_hook(lambda *args: None)
+    return True
+
+
+def leaves_forward(gate: Any) -> bool:
+    gate.conv.forward = gate.conv.forward
+    return True
+
+
+def loses_the_convolution(gate: Any) -> bool:
+    gate.conv = nn.Identity()
+    return True
+
+
+def freezes(gate: Any) -> bool:
+    gate.requires_grad_(False)
+    return True
+
+
 def trains(gate: Any) -> bool:
     gate.train()
     return True
@@ -327,6 +424,7 @@ def test_right_ways_to_tell_the_order(capsys: Any) -> None:
     accepts(ch06.mean_first, by_hook, capsys)
     accepts(ch06.mean_first, by_surgery, capsys)
     accepts(ch06.mean_first, lambda gate: torch.tensor(by_hook(gate)), capsys)
+    accepts(ch06.mean_first, lambda gate: np.bool_(by_hook(gate)), capsys)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +440,12 @@ def test_right_ways_to_tell_the_order(capsys: Any) -> None:
         (overwrites, "Put back what you change"),
         (lambda gate: "mean", "Return True or False"),
         (lambda gate: gate.fc1, "AttributeError"),
+        (leaves_backward_hook, "Your hook still hangs there"),
+        (leaves_forward, "A forward is still replaced"),
+        (loses_the_convolution, "has other parts afterwards"),
+        (freezes, "take no gradient afterwards"),
+        (lambda gate: int(by_hook(gate)), "Return True or False, not a int"),
+        (lambda gate: bool(gate(torch.zeros(1, 3, 5, 5)).mean() > 0.5), "It is wrong about"),
     ],
 )
 def test_wrong_ways_to_tell_the_order(answer: Any, reason: str, capsys: Any) -> None:

@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cbam_edu.attention import CBAM
 from cbam_edu.check.mistakes import known
-from cbam_edu.check.verdict import Wrong, close, judge, shape
+from cbam_edu.check.verdict import Wrong, close, judge, number, shape, written
 
 Answer = Callable[..., Any]
 
@@ -63,6 +64,7 @@ def to_convolutions(answer: Callable[[dict[str, Tensor]], Any]) -> None:
         if not isinstance(made, Mapping):
             raise Wrong(f"Return a dict of tensors, not a {type(made).__name__}.")
         changed = [k for k, v in kept.items() if k not in state or not _equal(state[k], v)]
+        changed += [k for k in state if k not in kept]
         if changed:
             raise Wrong(f"It changed {changed[0]!r} of the dict it was given. Make a new dict.")
         theirs = _convolutions(channels, hidden, bias)
@@ -155,7 +157,9 @@ _BUGS = {
 @judge
 def mended(answer: Answer) -> None:
     """Judge `answer(channels, reduction)`: a CBAM without the four bugs."""
-    for channels, reduction in ((32, 4), (32, 16), (16, 2), (8, 16)):
+    if isinstance(answer, nn.Module):
+        raise Wrong("Hand over the function, or the class, that makes the module: mended itself.")
+    for n, channels, reduction in ((3, 32, 4), (2, 32, 16), (1, 16, 2), (3, 8, 16)):
         torch.manual_seed(channels)
         hidden = max(1, channels // reduction)
         try:
@@ -172,13 +176,28 @@ def mended(answer: Answer) -> None:
             for seed, part in enumerate(parts):
                 part.copy_(_random(*part.shape, seed=seed) * (4 if part.ndim > 2 else 1) / 4)
             w0, w1, kernel = (p.flatten(1) if p.shape[2:] == (1, 1) else p for p in parts)
-            x = 2 * _random(3, channels, 9, 8, seed=channels)
+            x = 2 * _random(n, channels, 8 + n, 8, seed=channels)
             kept = x.clone()
             value = module.eval()(x)
             if not torch.equal(x, kept):
                 raise Wrong("It changed its input in place. Write x = x * ... instead of x *= ...")
             _name_bugs(value, x, (w0, w1, kernel))
             close(value, _mended(x, (w0, w1, kernel)), "F''")
+            close(module.train()(x), value, "F'' in training mode", "Nothing here depends on it.")
+        _trains(module, x)
+
+
+def _trains(module: nn.Module, x: Tensor) -> None:
+    """Check that the gradient reaches every parameter of an answer's module."""
+    value = module(x)
+    if not value.requires_grad or not all(p.requires_grad for p in module.parameters()):
+        raise Wrong(
+            "It cannot be trained: is there a no_grad, a detach or a requires_grad_(False)?"
+        )
+    value.sum().backward()
+    for name, parameter in module.named_parameters():
+        if parameter.grad is None:
+            raise Wrong(f"No gradient reaches {name}. Is there a detach, or a .data?")
 
 
 def _name_bugs(value: Any, x: Tensor, weights: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -251,8 +270,9 @@ def _course(module: CBAM, x: Tensor, steps: int, kind: str = "right") -> list[fl
 
 _COURSES = {
     "added up": "The gradients of the steps were added up: clear them in each step, zero_grad().",
-    "kernel only": "Only the kernel was trained. With gamma = 0 it then never gets a gradient: "
-    "give the optimiser all parameters of the module.",
+    "kernel only": "Only the kernel was trained, or nothing. With gamma = 0 it then never gets a "
+    "gradient: give the optimiser all parameters of the module, and let it step. Take the mean of "
+    "the squares, and round nothing.",
     "weights": "These are the norms of the kernel itself. The gradient is in kernel.grad.",
     "squared": "These are squares of the norms: a root is missing.",
 }
@@ -285,20 +305,12 @@ def kernel_gradients(answer: Answer) -> None:
 
 
 def _numbers(value: Any, count: int) -> list[float]:
-    if value is None or value is ...:
-        raise NotImplementedError
-    if hasattr(value, "tolist"):  # a tensor, or an array of NumPy
+    value = written(value)
+    if isinstance(value, Tensor | np.ndarray):
         value = value.tolist()
     if not isinstance(value, list | tuple) or len(value) != count:
         raise Wrong(f"Return a list of {count} numbers, one for each step.")
-    numbers = []
-    for item in value:
-        if isinstance(item, Tensor) and item.numel() == 1:
-            item = item.item()
-        if isinstance(item, bool) or not isinstance(item, int | float):
-            raise Wrong(f"Each step's norm is one number, not a {type(item).__name__}.")
-        numbers.append(float(item))
-    return numbers
+    return [number(item, "Each step's norm") for item in value]
 
 
 def _near(a: list[float], b: list[float]) -> bool:
@@ -363,15 +375,13 @@ def mean_first(answer: Callable[[nn.Module], Any]) -> None:
     for truth in (True, False):
         for name, gate in _suspects(truth).items():
             before = {key: value.clone() for key, value in gate.state_dict().items()}
-            value = answer(gate)
-            if value is None or value is ...:
-                raise NotImplementedError
+            value = written(answer(gate))
             if isinstance(value, Tensor) and value.numel() == 1:
                 value = value.item()
-            if not isinstance(value, bool):
+            if not isinstance(value, bool | np.bool_):
                 raise Wrong(f"Return True or False, not a {type(value).__name__}.")
             _check_untouched(gate, before, name)
-            said[truth].append(value)
+            said[truth].append(bool(value))
             if value != truth:
                 failed.append((name, truth))
     if len({*said[True], *said[False]}) == 1:
@@ -391,10 +401,16 @@ def mean_first(answer: Callable[[nn.Module], Any]) -> None:
 
 def _check_untouched(gate: Gate, before: dict[str, Tensor], name: str) -> None:
     after = gate.state_dict()
+    if set(after) != set(before):
+        raise Wrong(f"{name.capitalize()} has other parts afterwards. Put back what you change.")
     if any(not _equal(after[key], value) for key, value in before.items()):
         raise Wrong(f"{name.capitalize()} has other weights afterwards. Put back what you change.")
     if any(module.training for module in gate.modules()):
         raise Wrong("The gate is in training mode afterwards. Leave it in evaluation mode.")
-    hooks = [h for m in gate.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
-    if hooks:
+    if not all(parameter.requires_grad for parameter in gate.parameters()):
+        raise Wrong("The gate's weights take no gradient afterwards. Put back what you change.")
+    if any("forward" in vars(module) for module in gate.modules()):
+        raise Wrong("A forward is still replaced afterwards. Put back what you change.")
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    if any(getattr(module, kind) for module in gate.modules() for kind in kinds):
         raise Wrong("Your hook still hangs there: keep what register_... returns, and remove() it.")
