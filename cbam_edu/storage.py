@@ -169,6 +169,22 @@ def _sweep(folder: Path, beginning: str) -> None:
                     path.unlink()
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder, where the system can."""
+    if sys.platform == "win32":
+        yield
+        return
+    with explained("open", folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a renaming outlast a power cut, where the system can."""
     with contextlib.suppress(OSError):  # Windows opens no folders; some network disks sync none
@@ -187,5 +203,5 @@ def cache_dir() -> Path:
     on Windows.
     """
     if chosen := os.environ.get("CBAM_EDU_DATA"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # of an unknown user, ~name is a name like any
     return platformdirs.user_cache_path("cbam_edu", appauthor=False, opinion=False)

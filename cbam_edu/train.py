@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from cbam_edu.recipe import (
     make_optimizer,
     parameter_groups,
 )
-from cbam_edu.storage import make_folder
+from cbam_edu.storage import alone, make_folder
 
 __all__ = [
     "CheckpointError",
@@ -152,6 +153,32 @@ def _line(entry: dict[str, float], epochs: int) -> str:
     return f"{text}  {entry['seconds']:.1f} s"
 
 
+def _check_history(history: list[Any]) -> None:
+    """Raise unless there is an entry of numbers for each epoch."""
+    keys = {"epoch", "lr", "loss", "train_accuracy", "seconds"}
+    for number, entry in enumerate(history, 1):
+        whole = isinstance(entry, dict) and keys <= entry.keys() and entry["epoch"] == number
+        if not whole or not all(isinstance(v, int | float) for v in entry.values()):
+            raise ValueError("its history is not one entry of numbers for each epoch")
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the options of an optimizer's groups, but the rate, which each step sets."""
+    return [
+        {k: v for k, v in group.items() if k not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def _fits(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether what an optimizer keeps of each parameter has its shape, or is one number."""
+    return all(
+        value is None or (isinstance(value, Tensor) and value.shape in (p.shape, ()))
+        for p, kept in optimizer.state.items()
+        for value in kept.values()
+    )
+
+
 class _Run:
     """All that changes while a network is trained, so that a checkpoint is all of it."""
 
@@ -204,18 +231,20 @@ class _Run:
         # The sum also keeps the first process from writing before the last one has looked.
         there = int(all_sum(torch.tensor(int(path.exists()), device=self.device)))
         if not there:
-            self.save(folder)
-        elif not resume:
+            with alone(folder):
+                if rank() > 0 or not path.exists():
+                    return self.save(folder)
+            there = 1  # another process has begun a run there since
+        if not resume:
             raise CheckpointError(
                 f"{folder} holds a run already; resume it (--resume), or choose another folder"
             )
-        elif there < world_size():
+        if there < world_size():
             raise CheckpointError(
                 f"only {there} of {world_size()} processes see {path}; choose a folder that all "
                 "machines share"
             )
-        else:
-            self.load(path)
+        self.load(path)
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run the one it is."""
@@ -238,15 +267,20 @@ class _Run:
     def load(self, path: Path) -> None:
         state = read_checkpoint(path)
         check_same(path, state["identity"], self.identity())
+        options = _options(self.optimizer)
         try:
+            _check_history(state["history"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if _options(self.optimizer) != options or not _fits(self.optimizer):
+                raise ValueError("its optimizer is another one")
             self.scaler.load_state_dict(state["scaler"])
             if self.average is not None:
                 self.average.module.load_state_dict(state["average"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = textwrap.shorten(str(error), 200, placeholder=" ...")
             raise CheckpointError(
-                f"{path} does not fit this network: {error}; choose another folder"
+                f"{path} does not fit this network: {reason}; choose another folder"
             ) from error
         self.history = state["history"]
 

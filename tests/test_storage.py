@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,23 @@ def test_a_folder_that_cannot_be_made(old):
         make_folder(old)
     with pytest.raises(StorageError, match=r"cannot make the folder .*: the name is too long"):
         make_folder(old.parent / ("x" * 300))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked")
+def test_a_folder_is_one_process_at_a_times(tmp_path):
+    got = threading.Event()
+
+    def second():
+        with storage.alone(tmp_path):
+            got.set()
+
+    other = threading.Thread(target=second)
+    with storage.alone(tmp_path):
+        other.start()
+        assert not got.wait(0.1)
+    assert got.wait(10)
+    other.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_without_a_number_or_words_is_still_told():

@@ -456,6 +456,22 @@ def test_a_run_is_not_overwritten(tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_begins_at_the_same_moment_is_not_overwritten(tmp_path, monkeypatch, resume):
+    joined, path = train.all_sum, tmp_path / "checkpoint.pt"
+
+    def another_begins(there):
+        monkeypatch.undo()  # after this process has looked, and before it writes
+        fit(Flat(), toy(), but(lr=0.2), out=tmp_path, progress=False)
+        return joined(there)
+
+    monkeypatch.setattr(train, "all_sum", another_begins)
+    message = "holds a run already" if not resume else "is of another run"
+    with pytest.raises(CheckpointError, match=message):
+        fit(Flat(), toy(), PLAIN, out=tmp_path, resume=resume, progress=False)
+    assert train.read_checkpoint(path)["identity"]["lr"] == 0.2
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit(network(), toy(), PLAIN, out=tmp_path, progress=False)
     for model, recipe, message in (
