@@ -2,12 +2,24 @@
 
 import io
 import json
+import reprlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cbam_edu.storage import explained, replace_file
+from cbam_edu.storage import explained, open_file, replace_file
+
+_PARTS: dict[str, Any] = {
+    **dict.fromkeys(("identity", "model", "optimizer", "scaler"), dict),
+    "average": dict | None,
+    "history": list,
+}
+
+
+_SHORT = reprlib.Repr()  # of what a file says, which may say it without end
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 
 
 class CheckpointError(ValueError):
@@ -29,12 +41,17 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `fit` left, on the CPU; no code in the file is run."""
-    with explained("read", path):
-        data = path.read_bytes()
+    with explained("read", path), open_file(path) as file:
+        data = file.read()
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            if sum(member.file_size for member in packed.infolist()) > len(data):
+                raise ValueError("packed")  # torch packs nothing; a small file could be terabytes
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if state["format"] != 1:
             raise KeyError("format")
+        if wrong := [key for key, kind in _PARTS.items() if not isinstance(state[key], kind)]:
+            raise TypeError(f"of another type: {', '.join(wrong)}")
     except Exception as error:  # whatever torch finds wrong with the bytes
         raise CheckpointError(
             f"{path} is not a whole checkpoint; move it away and train anew, or choose "
@@ -43,12 +60,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _same(saved: object, wanted: object) -> bool:
+    """Whether two values are equal; tensors among them, which no run's identity has, are not."""
+    try:
+        return bool(saved == wanted)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
 def check_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise unless a checkpoint is of the run that is wanted, naming every difference."""
     differences = [
-        f"{key}: {saved.get(key)!r} there, {wanted.get(key)!r} asked for"
-        for key in sorted({**saved, **wanted})
-        if saved.get(key) != wanted.get(key)
+        f"{key}: {_SHORT.repr(saved.get(key))} there, {wanted.get(key)!r} asked for"
+        for key in sorted(wanted | saved, key=str)
+        if not _same(saved.get(key), wanted.get(key))
     ]
     if differences:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import shlex
 import sys
@@ -40,6 +41,7 @@ _GO_ON = {
     "train": "; --resume goes on from the last whole epoch",
     "experiment": "; the same command goes on from the last whole epoch",
 }
+_LARGEST = 4096  # side of pictures that a file may ask for
 # What the program ends with: 0 done, 1 failed on the way, 2 asked for something that can't be,
 # 130 stopped by Ctrl-C.
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -94,6 +96,8 @@ def _network(args: argparse.Namespace) -> nn.Module:
 def _classes(model: nn.Module) -> Sequence[str]:
     """Return the names of a network's classes: those in its file, or CIFAR-10's."""
     names: Sequence[str] = vars(model)["about"].get("classes", data.CLASSES)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the network's file has no list of names as its classes; save it anew")
     if (outputs := vars(model)["config"]["num_classes"]) != len(names):
         raise ValueError(
             f"the network gives {outputs} numbers for {len(names)} names of classes "
@@ -101,6 +105,30 @@ def _classes(model: nn.Module) -> Sequence[str]:
             "classes=[...])"
         )
     return names
+
+
+def _seen(about: dict[str, typing.Any]) -> tuple[int, Sequence[float], Sequence[float]]:
+    """Return size, mean and deviation of the pictures of a folder that a network was trained on."""
+    size, mean, std = (about.get(key) for key in ("size", "mean", "std"))
+    right = type(size) is int and 0 < size <= _LARGEST and _three(mean) and _three(std)
+    if not right or min(std or ()) <= 0:
+        raise ValueError(
+            "the network's file should name the pictures it was trained on by size (from 1 to "
+            f"{_LARGEST}), mean and std (three numbers each), and does not; save it anew"
+        )
+    return typing.cast(int, size), mean or (), std or ()
+
+
+def _three(values: object) -> bool:
+    """Say whether something is three numbers."""
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        return False
+    return all(type(v) in (int, float) and abs(v) < 1e9 for v in values)
+
+
+def _shown(text: object) -> str:
+    """Return text as any terminal can show it: what cannot be printed becomes an escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -186,7 +214,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a trained network."""
     model = _network(args)
     about = vars(model)["about"]
-    size = None if args.data in data.NAMES else about.get("size")
+    size = None if args.data in data.NAMES or "size" not in about else _seen(about)[0]
     test = data.load(args.data, "test", folder=args.data_dir, size=size, workers=args.workers)
     if isinstance(test, data.PictureFolder) != ("size" in about):
         wanted = "a folder of pictures" if "size" in about else " or ".join(data.NAMES)
@@ -205,20 +233,23 @@ def predict(args: argparse.Namespace) -> None:
     about = vars(model)["about"]
     classes = _classes(model)
     if "size" in about:  # it was trained on a folder of pictures
-        prepare = transform(about["size"])
+        size, mean, std = _seen(about)
+        prepare = transform(size)
         images = torch.stack([prepare(data.open_picture(path)) for path in args.images])
-        x = data.normalise(images, about["mean"], about["std"])
+        x = data.normalise(images, mean, std)
     else:
         x = data.normalise(torch.stack([data.read_image(path) for path in args.images]))
     with torch.no_grad():
         chances = model(x).softmax(1)
+    if not chances.isfinite().all():
+        raise ValueError(f"{args.model} gives numbers that are not finite; its weights are damaged")
     for path, row in zip(args.images, chances, strict=True):
         best = row.topk(min(args.top, len(classes)))
         named = ", ".join(
             f"{classes[i]} {p:.1%}"
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        print(f"{path}: {named}")
+        print(_shown(f"{path}: {named}"))
 
 
 def export_command(args: argparse.Namespace) -> None:
@@ -526,6 +557,8 @@ def _lacks_memory(error: Exception) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     args = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that it has no letters for
     try:
         args.run(args)
     except KeyboardInterrupt:
@@ -533,10 +566,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ncbam-edu: {speaker()}stopped{hint}", file=sys.stderr)
         return INTERRUPTED
     except (DivergenceError, LostProcessError, OSError) as error:
-        print(f"cbam-edu: {speaker()}{error}", file=sys.stderr, flush=True)
+        print(f"cbam-edu: {speaker()}{_shown(error)}", file=sys.stderr, flush=True)
         return FAILED
     except ValueError as error:
-        print(f"cbam-edu: {speaker()}{error}", file=sys.stderr, flush=True)
+        print(f"cbam-edu: {speaker()}{_shown(error)}", file=sys.stderr, flush=True)
         return WRONG
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):

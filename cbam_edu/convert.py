@@ -29,6 +29,8 @@ from cbam_edu.neighbours import check_name
 _CHECKPOINT = ("state_dict", "model_state_dict", "model")  # where a checkpoint keeps the weights
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each key
 _NAMES = {name for layout in LAYOUTS.values() for name in layout.names.values()}
+_LONGEST_KEY = 200
+_MOST_PARTS = max(name.count(".") + 1 for name in _NAMES)
 
 
 class ConversionError(ValueError):
@@ -180,10 +182,17 @@ def _unpacked(state_dict: object) -> dict[str, Tensor]:
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ConversionError(
-                f"a state_dict names tensors, but {key!r} names a value of type "
+                f"a state_dict names tensors, but {repr(key)[:100]} names a value of type "
                 f"{type(value).__name__}; give the weights alone, as in "
                 "checkpoint['state_dict_ema']"
             )
+        if len(key) > _LONGEST_KEY or not key.isprintable():
+            raise ConversionError(
+                f"no key of a network has {len(key):,} characters, or such characters: "
+                f"{key[:100]!r}"
+            )
+        if value.layout is not torch.strided:
+            raise ConversionError(f"{key} is not dense ({value.layout}); give it as to_dense()")
     while prefix := next((w for w in _WRAPPERS if all(k.startswith(w) for k in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
@@ -196,7 +205,7 @@ def _split(key: str) -> tuple[str, str]:
     spatial.conv.weight in a module called SpatialGate.
     """
     parts = key.split(".")
-    for i in range(len(parts)):
+    for i in range(max(0, len(parts) - _MOST_PARTS), len(parts)):
         if (name := ".".join(parts[i:])) in _NAMES:
             return ".".join(parts[:i]), name
     return "", ""
@@ -240,7 +249,7 @@ def _nothing(weights: dict[str, Tensor]) -> str:
     """Say that no CBAM was found, and which key is nearly one's."""
     for key in weights:
         parts = key.split(".")
-        for i in range(len(parts) - 1, -1, -1):
+        for i in range(len(parts) - 1, max(-1, len(parts) - 1 - _MOST_PARTS), -1):
             if near := difflib.get_close_matches(".".join(parts[i:]), _NAMES, 1, cutoff=0.9):
                 return f"no CBAM found; did you mean {join(*parts[:i], near[0])} by {key}?"
     known = ", ".join(f"{a.names['channel.mixer.0.weight']} ({n})" for n, a in LAYOUTS.items())

@@ -84,10 +84,15 @@ class Recipe:
         check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         check_choice("schedule", self.schedule, ("one-cycle", "cosine"))
         check_choice("precision", self.precision, tuple(PRECISIONS))
+        for name in ("flip", "channels_last", "compile", "deterministic"):
+            if type(value := getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False, got {value!r}")
         for name in ("seed", "crop", "cutout"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name} must be an integer from 0 up, got {value!r}")
+            if value >= 2**63:  # nor has torch room for more
+                raise ValueError(f"{name} must be below 2**63, got {value!r}")
         for name, highest in (
             ("lr", math.inf),
             ("weight_decay", math.inf),

@@ -22,7 +22,7 @@ import cbam_edu
 from cbam_edu.complexity import count
 from cbam_edu.data import ImageSet
 from cbam_edu.recipe import Recipe
-from cbam_edu.storage import explained
+from cbam_edu.storage import explained, open_file
 
 # What decides what a run comes to, in this package: records are compared only where it is the same.
 _TRAINING = (
@@ -188,6 +188,15 @@ _FIELDS: dict[str, Any] = {  # what a whole record has, and of which kind
     "commit": str | None,
 }
 
+# What is looked into, where it is there, and what it must hold.
+_WITHIN: dict[str, dict[str, Any]] = {
+    "recipe": {"batch_size": int, "precision": str},
+    "versions": {"torch": str},
+    "config": {},
+    "changes": {},
+    "scores": {},
+}
+
 
 def read(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Record], list[Broken]]:
     """Read records, and find the lines that are none, such as one that was cut in half.
@@ -202,8 +211,8 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Record], list[Br
     records: dict[str, Record] = {}
     broken = []
     for path in map(Path, paths):
-        with explained("read", path):
-            lines = path.read_bytes().split(b"\n")
+        with explained("read", path), open_file(path) as file:
+            lines = file.read().split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -224,8 +233,9 @@ def recorded(study: str, size: str) -> list[Record]:
     ValueError
         Where the study has not been run at that size, or a line of the records is broken.
     """
-    path = _inside("studies") / f"{study}-{size}.jsonl"
-    if not path.exists():
+    folder = _inside("studies")
+    path = folder / f"{study}-{size}.jsonl"
+    if path not in folder.glob("*.jsonl"):  # a name with ".." in it leads nowhere else
         raise ValueError(
             f"the book has no records of {study}, {size}; cbam-edu experiment {study} --size "
             f"{size} makes them"
@@ -275,12 +285,31 @@ def _whole(line: bytes) -> Record:
     if missing := sorted(_FIELDS.keys() - record.keys()):
         raise ValueError(f"the record lacks {', '.join(missing)}")
     if wrong := [key for key, kind in _FIELDS.items() if not isinstance(record[key], kind)]:
-        told = ", ".join(f"{key} {json.dumps(record[key])}" for key in wrong)
-        raise ValueError(f"the record has what no run has: {told}")
+        raise ValueError(f"the record has what no run has: {_few(record, wrong)}")
+    if wrong := [key for key in _COUNTS if record[key] is True or not 0 <= record[key] < 2**63]:
+        raise ValueError(f"the record has what no run has: {_few(record, wrong)}")
+    for name, kinds in _WITHIN.items():
+        inner = record.get(name, {})
+        if not isinstance(inner, dict) or any(k not in inner for k in kinds):
+            raise ValueError(f"the record lacks {', '.join(kinds) or 'all'} in {name}")
+        if wrong := [k for k, kind in kinds.items() if not isinstance(inner[k], kind)]:
+            raise ValueError(f"the record has what no run has: {_few(inner, wrong)}")
+    scores = record.get("scores", {})
+    if wrong := [k for k, v in scores.items() if not isinstance(v, int | float) or v is True]:
+        raise ValueError(f"the record has what no run has: {_few(scores, wrong)}")
+    numbers = (record["accuracy"], record["loss"], record["seconds"], *scores.values())
+    if not all(abs(number) < 1e100 for number in numbers):
+        raise ValueError("the record has numbers beyond all measure")
     right = unpack(record["correct"], record["test_images"])
     if round(record["accuracy"] * len(right)) != right.sum():
         raise ValueError(f"accuracy {record['accuracy']} is not that of its {right.sum()} answers")
     return record
+
+
+def _few(values: Record, names: Sequence[str]) -> str:
+    """Show some values, which may be of any length, in a few words."""
+    told = (f"{name} {json.dumps(values[name])}" for name in names)
+    return ", ".join(text if len(text) < 60 else f"{text[:60]}..." for text in told)
 
 
 def _finite(text: str) -> float:

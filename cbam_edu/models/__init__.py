@@ -18,7 +18,7 @@ from cbam_edu.models.imagenet import BasicBlock, Bottleneck, ResNet
 from cbam_edu.models.mobilenet import MobileNet
 from cbam_edu.models.resnet import CIFARResNet, ResidualBlock, ResNet9
 from cbam_edu.neighbours import check_name
-from cbam_edu.storage import explained, replace_file
+from cbam_edu.storage import StorageError, explained, open_file, replace_file
 
 __all__ = [
     "BasicBlock",
@@ -73,6 +73,10 @@ _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "mobilenet_1.0": (MobileNet, {"width": 1.0}),
 }
 _WEIGHTS = resources.files("cbam_edu.models") / "weights"
+
+
+_LONGEST_HEADER = 1 << 22  # bytes: room for tens of thousands of weights and classes
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ModelFileError(ValueError):
@@ -169,18 +173,20 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
         Where the file cannot be read.
     """
     path = Path(path)
-    with explained("read", path):
-        data = path.read_bytes()
+    damaged = f"{path} is not a whole safetensors file ({{}}); copy or train it anew"
+    with explained("read", path), open_file(path) as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        header = file.read(length) if length <= _LONGEST_HEADER else b""
+        size = os.fstat(file.fileno()).st_size
     try:
-        weights = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["cbam_edu"])
+        entries = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(damaged.format("its header is none")) from error
+    try:
+        about = json.loads(entries["__metadata__"]["cbam_edu"])
         config = about["config"]
-    except SafetensorError as error:
-        raise ModelFileError(
-            f"{path} is not a whole safetensors file ({error}); copy or train it anew"
-        ) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(
             f"{path} holds no configuration of cbam_edu; load_model reads what save_model or "
             "`cbam-edu train` wrote"
@@ -188,8 +194,21 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
     try:
         with torch.device("meta"):  # no memory yet: the file alone decides how much is needed
             model = create_model(**config)
+        wanted = model.state_dict()
+        if size > len(start) + length + 8 * sum(t.numel() for t in wanted.values()):
+            raise ValueError(f"{size:,} bytes are too many for it")
+        with explained("read", path):
+            weights = safetensors.torch.load(path.read_bytes())
+        for name in weights.keys() & wanted.keys():
+            if not _is_such(weights[name].dtype, wanted[name].dtype):
+                raise ValueError(f"{name} is of type {weights[name].dtype}")
         model.load_state_dict(weights, assign=True)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except StorageError:
+        raise
+    except SafetensorError as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise ModelFileError(damaged.format(reason)) from error
+    except (RuntimeError, LookupError, TypeError, ValueError, OverflowError) as error:
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ModelFileError(
             f"{path} does not hold the network that its configuration names ({reason}); copy or "
@@ -197,6 +216,11 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
         ) from error
     model.about = about
     return model.eval()
+
+
+def _is_such(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether numbers of a file can be a network's: of floating point, any usual length will do."""
+    return given in _FLOATS if wanted.is_floating_point else given == wanted
 
 
 def list_pretrained() -> list[str]:

@@ -8,11 +8,17 @@ from torch import Tensor, nn
 from cbam_edu.attention import check_positive
 from cbam_edu.neighbours import attention_layer
 
+MOST_STAGES = 32  # each but the first halves the map: more would need images of 2**32 pixels a side
+
 
 def check_dims(dims: Sequence[int]) -> None:
     """Raise ValueError unless `dims` are the channels of one stage or more."""
+    if not isinstance(dims, list | tuple):
+        raise ValueError(f"dims must be a list of the stages' channels, got {dims!r}")
     if not dims:
         raise ValueError("dims must name at least one stage's channels, got none")
+    if len(dims) > MOST_STAGES:
+        raise ValueError(f"dims must name at most {MOST_STAGES} stages, got {len(dims):,}")
     for dim in dims:
         check_positive("dims", dim)
 

@@ -63,7 +63,12 @@ def _run_text(rng: random.Random, folder: Path) -> None:
 
 
 def _hang(rng: random.Random, folder: Path) -> None:
-    time.sleep(60 if (folder / "warm").exists() else 0)
+    time.sleep(600 if (folder / "warm").exists() else 0)
+
+
+def _loop(rng: random.Random, folder: Path) -> None:
+    while (folder / "warm").exists():
+        pass
 
 
 def _grow(rng: random.Random, folder: Path) -> None:
@@ -121,7 +126,8 @@ CANARIES: dict[str, tuple[Attack, str]] = {
     "text is compiled": (_bad(_run_text), "not allowed: compile"),
     "an undocumented exception": (_bad(_stumble), "KeyError"),
     "a page of text for an error": (_bad(_complain_at_length), "more than a sentence"),
-    "an endless wait": (_bad(_warmed(_hang)), "more than 5 s"),
+    "an endless wait": (_bad(_warmed(_hang)), "no answer, and hardly any"),
+    "an endless loop": (_bad(_warmed(_loop)), "more than 5 s"),
     "3 GB of memory": (_bad(_warmed(_grow)), "more than 1000 MB"),
     "the process dies": (_bad(_warmed(_die)), "the process ended with -6"),
     "an error that names nothing": (_bad(_complain_of_nothing), "does not name"),

@@ -1,5 +1,6 @@
 """Hostile inputs made of good ones: bytes, JSON, and the parts of a PNG, a zip or a tar changed."""
 
+import contextlib
 import io
 import json
 import random
@@ -92,15 +93,17 @@ def bytes_changed(rng: random.Random, data: bytes, more: Sequence[bytes] = ()) -
     return bytes(new)
 
 
-def _places(value: Any, found: list[tuple[Any, Any]]) -> None:
+def _places(value: Any, found: list[tuple[Any, Any]], depth: int = 50) -> None:
     items: Any = ()
+    if not depth:
+        return
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list):
         items = enumerate(value)
     for key, inner in items:
         found.append((value, key))
-        _places(inner, found)
+        _places(inner, found, depth - 1)
 
 
 def tree_changed(rng: random.Random, tree: Any) -> Any:
@@ -120,7 +123,8 @@ def tree_changed(rng: random.Random, tree: Any) -> Any:
             other, name = rng.choice(places)
             if isinstance(holder[key], str | int | float | bool | None):
                 holder[key] = other.get(name) if isinstance(other, dict) else other
-                holder[key] = json.loads(json.dumps(holder[key], default=str))
+                with contextlib.suppress(RecursionError, ValueError):
+                    holder[key] = json.loads(json.dumps(holder[key]))
         elif kind == 3 and isinstance(holder[key], int | float):
             number = holder[key]
             holder[key] = rng.choice(
@@ -137,7 +141,7 @@ def as_json(rng: random.Random, tree: Any) -> bytes:
     """Write JSON as a hostile hand does: with NaN, names twice, surrogates, and bytes changed."""
     try:
         text = json.dumps(tree, ensure_ascii=rng.random() < 0.8)
-    except RecursionError:
+    except (RecursionError, ValueError):  # too deep, or in a circle
         text = "[" * 100_000
     if rng.random() < 0.03:
         text = text.replace("1", "1" * rng.choice((400, 5000)), 1)

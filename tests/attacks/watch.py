@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS = 5.0  # of computing that an input may take; three times as long, on a busy machine
+SECONDS = 5.0  # of computing that an input may take
+WAITING = 60.0  # seconds by the clock, as on a busy machine nothing goes on for long
 WARMING = 30  # inputs before the first, so that what is imported late is imported
 MEGABYTES = 1000.0  # that it may take above what the process has before the first
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,8 +262,10 @@ def _follow(pid: int, state: mmap.mmap) -> tuple[str | None, float]:
             why = None
             if _resident(pid) - base > MEGABYTES:
                 why = f"more than {MEGABYTES:.0f} MB"
-            elif _computing(pid) - computing > SECONDS or time.monotonic() - begun > 3 * SECONDS:
+            elif _computing(pid) - computing > SECONDS:
                 why = f"more than {SECONDS:.0f} s"
+            elif time.monotonic() - begun > WAITING:
+                why = f"no answer, and hardly any computing, in {WAITING:.0f} s"
             if why:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
