@@ -550,6 +550,7 @@ def test_bad_input_of_what_is_studied(name):
         ("variant", {"squeeze": "max"}, "squeeze must be one of pool, conv; got 'max'"),
         ("variant", {"order": "channel-only"}, "order must be one of channel-spatial, .*; got"),
         ("variant", {"norm": False, "norm_scale": 0.0}, "norm_scale needs norm=True; got 0.0 with"),
+        ("variant", {"norm": False, "norm_scale": 2.0}, "norm_scale needs norm=True; got 2.0 with"),
         ("variant", {"squeeze": "conv", "kernel_size": 4}, "kernel_size must be a positive odd"),
         ("variant", {"gate": "relu"}, "gate must be one of"),
         ("variant", {"reduction": 0}, "reduction must be a positive integer, got 0"),
@@ -560,3 +561,32 @@ def test_bad_input_of_what_is_studied(name):
 def test_bad_options_of_what_is_studied(name, options, message):
     with pytest.raises(ValueError, match=message):
         attention_layer(name, 8, **options)
+
+
+def test_a_learnt_mixture_says_what_input_it_wants():
+    gate = Variant(8, squeeze="conv").spatial
+    with pytest.raises(ValueError, match=r"of shape \(N, C, H, W\), got \(8, 4, 4\)"):
+        gate(torch.zeros(8, 4, 4))
+
+
+def test_bam_of_few_channels_has_one_hidden_channel():
+    assert [conv.weight.shape[0] for conv in BAM(8).spatial if isinstance(conv, nn.Conv2d)] == [
+        1
+    ] * 4
+
+
+def test_bam_of_many_channels_takes_one_value_of_each():
+    x = torch.randn(1, 300, 1, 1)
+    assert BAM(300).train()(x).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["channel", "cbam"])
+def test_every_option_of_a_layer_has_its_name(name):
+    layer = attention_layer(name, 8, bias=False)
+    assert all(linear.bias is None for linear in layer.modules() if isinstance(linear, nn.Linear))
+
+
+def test_three_names_are_near_at_most():
+    with pytest.raises(ValueError, match="unknown kind 'aaa'; did you mean ") as caught:
+        check_name("kind", "aaa", ["aaab", "aaac", "aaad", "aaae"])
+    assert str(caught.value).count(" or ") == 2
