@@ -114,11 +114,12 @@ def _some(name: str, split: str = "train", **_: Any) -> Any:
     return _SETS[split]
 
 
-def _train(folder: Path) -> int:
+def train(folder: Path, *more: str) -> int:
+    """Train a small network by the command, in the folder's ``run``."""
     data.load = _some  # type: ignore[assignment]
     cli.create_model = functools.partial(create_model, dims=(4, 8))
     words = ["train", "--model", "cbamnet_tiny", "--attention", "cbam", "--data", "cifar10-mini"]
-    return cli.main([*words, *TINY, "--epochs", "4", "--out", str(folder / "run"), "--resume"])
+    return cli.main([*words, *TINY, "--epochs", "4", "--out", str(folder / "run"), *more])
 
 
 def _train_whole(folder: Path) -> None:
@@ -138,13 +139,14 @@ def _train_content(folder: Path) -> Any:
     log = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
     record = json.loads((folder / "run/record.jsonl").read_text())
     history = [_timeless(entry) for entry in state.pop("history")]
-    return (
-        _bits(state),
-        _bits(load_model(folder / "run/model.safetensors").state_dict()),
-        history,
-        history == [_timeless(entry) for entry in log],
-        _timeless(record) | {"command": None},
-    )
+    return {
+        "state": _bits(state),
+        "weights": _bits(load_model(folder / "run/model.safetensors").state_dict()),
+        "history": history,
+        "log as history": history == [_timeless(entry) for entry in log],
+        # Others may work on the code meanwhile.
+        "record": {k: v for k, v in _timeless(record).items() if k not in ("commit", "code")},
+    }
 
 
 # --- downloading ---
@@ -252,6 +254,12 @@ def _checkpoint_whole(folder: Path) -> Any:
     return state["history"]
 
 
+def command(words: list[str]) -> int:
+    """Do what the command line does, with a small study among the others."""
+    studies.STUDIES["tiny"] = STUDY
+    return cli.main(words)
+
+
 def _report(folder: Path) -> int:
     studies.STUDIES["tiny"] = STUDY
     words = ["report", "tiny", "--size", "small", "--records", str(folder / "runs.jsonl")]
@@ -326,7 +334,7 @@ def _times(folder: Path) -> bool:
     return lines[0] == {"old": True} and len(lines) > 1
 
 
-TRAIN = Job(_nothing, _train, _train_whole, _train_content)
+TRAIN = Job(_nothing, lambda folder: train(folder, "--resume"), _train_whole, _train_content)
 EXPERIMENT = Job(_nothing, _experiment, _records, _experiment_content)
 CONVERT = Job(_foreign, _convert, _one_model, _one_model)
 SAVING = {
@@ -340,4 +348,16 @@ SAVING = {
     "a figure": Job(_report_ground, _report, _picture_whole, _picture),
     "an export": Job(_old_export, _export, _export_whole, _export_whole),
     "times": Job(_old_times, _benchmark, _times_whole, _times),
+}
+# The same, once: for errors, of which each is met at a step of its own.
+ONCE = {
+    "a network": SAVING["a network"]._replace(
+        work=lambda folder: save_model(
+            load_model(folder / "model.safetensors"), folder / "model.safetensors", number=-1
+        )
+    ),
+    "a checkpoint": SAVING["a checkpoint"]._replace(
+        work=lambda folder: write_checkpoint(folder, _state(-1))
+    ),
+    **{kind: SAVING[kind] for kind in ("a figure", "an export", "times")},
 }
