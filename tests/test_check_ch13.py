@@ -2,9 +2,11 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +91,14 @@ def mixed(x: Tensor, mix: Any, attention: nn.Module) -> Tensor:
         (ManyNumbers, "8 numbers of its own"),
         (lambda attention: "no module", "must be a module, but is a str"),
         (gentle(lambda x, mix, a: 1 / 0), "ZeroDivisionError"),
+        (gentle(mixed)(nn.Identity()), "Hand over the class itself"),
+        (gentle(lambda x, mix, a: a(x) + mix * (x - a(x))), "returns attention(x)"),
+        (gentle(lambda x, mix, a: x + mix.item() * (a(x) - x)), "no gradient in the first step"),
+        (gentle(lambda x, mix, a: (mixed(x, mix, a), mix)), "must be a tensor, but is a tuple"),
+        (gentle(lambda x, mix, a: x.add_(1)), "It changes its input in place"),
+        (gentle(lambda x, mix, a: a(x[0])), "stops at a map (2, 8, 5, 6)"),
+        (lambda attention: nn.Linear(2, 2), "stops at a map (2, 8, 5, 6)"),
+        (lambda attention: gentle(mixed)(copy.deepcopy(attention)), "no copy of it"),
     ],
 )
 def test_gentle_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
@@ -106,6 +116,14 @@ def test_gentle_takes_other_ways(capsys: Any) -> None:
 
     accepts(ch13.gentle, OneElement, capsys)
     accepts(ch13.gentle, gentle(lambda x, m, a: (1 - m) * x + m * a(x)), capsys)
+    waits(ch13.gentle, Unwritten, capsys)
+
+
+class Unwritten(nn.Module):
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Any: ...
 
 
 # 13.2
@@ -154,6 +172,12 @@ def test_moves_wants_all_answers(capsys: Any) -> None:
     refuses(ch13.moves, {"head.weight": True}, "Give a dict with an answer for each", capsys)
     refuses(ch13.moves, right_moves() | {"head.weight": "yes"}, "answer True or False", capsys)
     refuses(ch13.moves, [True], "Give a dict", capsys)
+    refuses(ch13.moves, dict.fromkeys(right_moves(), True), "weight decay and all", capsys)
+    refuses(ch13.moves, dict.fromkeys(right_moves(), False), "what is trained", capsys)
+    refuses(ch13.moves, right_moves() | {"head.weight": 0.5}, "answer True or False", capsys)
+    several = right_moves() | {"head.weight": torch.tensor([True, False])}
+    refuses(ch13.moves, several, "answer True or False, not tensor", capsys)
+    accepts(ch13.moves, {k: np.bool_(v) for k, v in right_moves().items()}, capsys)
     waits(ch13.moves, right_moves() | {"head.weight": ...}, capsys)
     accepts(ch13.moves, {name: int(value) for name, value in right_moves().items()}, capsys)
 
@@ -168,6 +192,7 @@ def fine_tune(
     frozen: bool = True,
     steps: int = 20,
     ends_training: bool = False,
+    lr: float = 0.1,
 ) -> Callable[..., nn.Module]:
     """Return a script with the faults that are asked for."""
 
@@ -175,7 +200,7 @@ def fine_tune(
         net.requires_grad_(not frozen)
         net.head = head(net.head)
         net.train(training)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
         for _ in range(steps):
             loss = F.cross_entropy(net(normalised(images)), labels)
             optimizer.zero_grad()
@@ -214,6 +239,17 @@ def broken(net: Any, images: Tensor, labels: Tensor, classes: int) -> Any:
         (fine_tune(steps=0), "The network given was never called"),
         (fine_tune(ends_training=True), "returned in training mode"),
         (lambda net, images, labels, classes: 5, "not a int"),
+        (fine_tune(head=lambda old: nn.Linear(64, 10)), "gives (30, 10); wanted is (30, 3)"),
+        (fine_tune(), "For 5 classes the head still has 3"),
+        (fine_tune(lr=0.0), "guessing has"),
+        (lambda net, *rest: fine_tune()(create_model("resnet8", 3), *rest), "never called"),
+        (lambda *given: fine_tune()(*given).get_submodule("head"), "has lost conv.weight"),
+        (lambda *given: fine_tune()(*given).state_dict(), "not a OrderedDict"),
+        (torch.no_grad()(fine_tune()), "does not require grad"),
+        (
+            lambda net, images, labels, classes: fine_tune()(net, images, labels.flip(0), classes),
+            "Has each image still its own label?",
+        ),
     ],
 )
 def test_fine_tune_names_the_bug(answer: Any, reason: str, capsys: Any) -> None:
@@ -253,9 +289,9 @@ def test_fine_tune_takes_features_once_and_small_batches(capsys: Any) -> None:
             optimizer.step()
         return net.eval()
 
-    for answer in (once, only_norms_in_evaluation):
-        torch.manual_seed(3)
-        accepts(ch13.fine_tune, answer, capsys)
+    torch.manual_seed(3)
+    accepts(ch13.fine_tune, once, capsys)
+    accepts(ch13.fine_tune, only_norms_in_evaluation, capsys)
     waits(ch13.fine_tune, lambda net, images, labels, classes: ..., capsys)
 
 
@@ -280,6 +316,22 @@ def learning(net: nn.Module) -> Any:
     )
 
 
+def zeroed(net: nn.Module) -> Any:
+    nn.init.zeros_(net.get_parameter("head.weight"))
+    return exported()(net)
+
+
+def as_script(net: nn.Module) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates it
+        return torch.jit.script(copy.deepcopy(net).eval())
+
+
+def in_double(net: nn.Module) -> Any:
+    free, plain = dict.fromkeys((0, 2, 3), Dim.DYNAMIC), copy.deepcopy(net).eval().double()
+    return torch.export.export(plain, (torch.zeros(2, 3, 48, 64).double(),), dynamic_shapes=(free,))
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -290,6 +342,13 @@ def learning(net: nn.Module) -> Any:
         (exported(copied=False), "was in training mode, and is not any more"),
         (learning, "in training mode"),
         (lambda net: net, "not a _Small"),
+        (lambda net: exported()(net).module(), "not a GraphModule"),
+        (lambda net: exported, "not a function"),
+        (lambda net: exported()(ch13._Small()), "says something else than the network"),
+        (zeroed, "The network's numbers have changed"),
+        (as_script, "stopped with RuntimeError: python value of type 'dict'"),
+        (in_double, "The example must have the network's kind of numbers"),
+        (exported(free=(0, 2)), "does not take another width"),
     ],
 )
 def test_to_program_names_the_fault(answer: Any, reason: str, capsys: Any) -> None:
@@ -314,12 +373,14 @@ def parity(
     one: Callable[[Tensor, Tensor], float],
     together: Callable[[list[float]], float] = max,
     careful: bool = True,
+    draw: Callable[..., Tensor] = torch.randn,
+    others: bool = False,
 ) -> Callable[..., float]:
     def answer(net: Any, run: Any, shapes: Any) -> float:
         found = []
         for shape in shapes:
-            x = torch.randn(*shape)
-            want, got = net(x), run(x)
+            x = draw(*shape)
+            want, got = net(x), run(draw(*shape) if others else x)
             if careful and (want.shape != got.shape or not got.isfinite().all()):
                 return math.inf
             found.append(float(one(got, want)))
@@ -356,8 +417,18 @@ def over_all_shapes(net: Any, run: Any, shapes: Any) -> float:
         (parity(lambda got, want: ((got - want).abs() / want.abs()).mean()), "it should say"),
         (parity(lambda got, want: (got - want).abs().max() / want.max()), "in absolute value"),
         (over_all_shapes, "for each shape"),
-        (lambda net, run, shapes: True, "Return a number"),
-        (lambda net, run, shapes: "0", "Return a number"),
+        (lambda net, run, shapes: True, "must be a number, but is a bool"),
+        (lambda net, run, shapes: "0", "must be a number, but is a str"),
+        (parity(relative, draw=torch.zeros), "Give random images"),
+        (parity(relative, draw=torch.ones), "Give random images"),
+        (parity(relative, others=True), "Do both get the same images?"),
+        (parity(relative, sum), "says 0.03; it should say 0.01"),
+        (parity(lambda got, want: 100 * relative(got, want)), "says 1; it should say 0.01"),
+        (parity(lambda got, want: (got - want).norm() / want.norm()), "it should say 0.01"),
+        (
+            lambda net, run, shapes: parity(relative)(net, run, [(1, 3, 8, 8)]),
+            "Go over all shapes",
+        ),
     ],
 )
 def test_parity_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
@@ -383,6 +454,7 @@ def test_parity_takes_tensors(capsys: Any) -> None:
         return torch.tensor(parity(relative)(net, run, shapes))
 
     accepts(ch13.parity, as_tensor, capsys)
+    accepts(ch13.parity, lambda *given: np.float32(parity(relative)(*given)), capsys)
     waits(ch13.parity, lambda net, run, shapes: None, capsys)
 
 
@@ -428,6 +500,11 @@ def normal(sign: int) -> Callable[[list[float], list[float]], float | None]:
     return end
 
 
+def by_accuracy(records: Any, arm: str, baseline: str) -> dict[str, Any]:
+    kept = {(r["arm"], r["accuracy"]): r for r in records}
+    return report()(list(kept.values()), arm, baseline)
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -445,6 +522,14 @@ def normal(sign: int) -> Callable[[list[float], list[float]], float | None]:
         (lambda records, arm, baseline: {"n": (4, 5)}, "Return a dict with the keys"),
         (lambda records, arm, baseline: 5, "Return a dict"),
         (report(cost=lambda a, b: "1.5"), "cost must be a number"),
+        (report(n=lambda a, b: (a, b)), "of the arm and of the baseline"),
+        (report(difference=lambda a, b: abs(sum(a) / len(a) - sum(b) / len(b))), "the arm minus"),
+        (report(low=lambda a, b: math.nan), "low is nan"),
+        (report(low=lambda a, b: welch(a, b).low), "a sample is a list of 2 or more"),
+        (report(cost=lambda a, b: 22 / 31.5), "mean seconds by the baseline's"),
+        (by_accuracy, "Two runs of one accuracy are two runs"),
+        (lambda records, arm, baseline: report()(records, "cbam", "none"), "arms exchanged"),
+        (lambda *given: tuple(report()(*given).values()), "Return a dict"),
     ],
 )
 def test_report_names_the_mistake(answer: Any, reason: str, capsys: Any) -> None:
@@ -460,5 +545,10 @@ def test_report_knows_that_one_run_has_no_spread(capsys: Any) -> None:
 
 def test_report_takes_lists_and_more_than_was_asked(capsys: Any) -> None:
     accepts(ch13.report, report(n=lambda a, b: [len(a), len(b)], best=lambda a, b: max(a)), capsys)
+    arrays = report(
+        n=lambda a, b: np.array([len(a), len(b)]),
+        difference=lambda a, b: np.float32(np.mean(a) - np.mean(b)),
+    )
+    accepts(ch13.report, arrays, capsys)
     waits(ch13.report, lambda records, arm, baseline: ..., capsys)
     waits(ch13.report, report(cost=lambda a, b: ...), capsys)

@@ -3,6 +3,7 @@
 import dis
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def judge(task: Callable[..., None]) -> Callable[..., Verdict]:
             elif not callable(answer) and str(error).endswith("object is not callable"):
                 print(f"✗ Not yet. Hand over the function itself, not a {type(answer).__name__}.")
             else:
-                print(f"✗ Not yet. Your code stopped with {type(error).__name__}: {error}")
+                said = textwrap.shorten(str(error), 400, placeholder=" ...")
+                print(f"✗ Not yet. Your code stopped with {type(error).__name__}: {said}")
         else:
             print("✓ Right.")
             return Verdict(True)
@@ -99,7 +101,7 @@ def written(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return Python's own number where NumPy or torch has a single one."""
     one = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
     return value.item() if one and not getattr(value, "is_meta", False) else value
@@ -107,16 +109,16 @@ def _plain(value: Any) -> Any:
 
 def number(value: Any, what: str) -> float:
     """Return `value` if it is one number, of Python, NumPy or torch."""
-    plain = _plain(written(value))
-    if isinstance(plain, bool) or not isinstance(plain, Real):
+    one = plain(written(value))
+    if isinstance(one, bool) or not isinstance(one, Real):
         raise Wrong(f"{what} must be a number, but is a {type(value).__name__}.")
-    return float(plain)
+    return float(one)
 
 
 def truth(value: Any) -> bool | None:
     """Return whether `value` is true, or None if it is neither true nor false."""
-    plain = _plain(written(value))
-    return bool(plain) if isinstance(plain, Real) and plain in (0, 1) else None
+    one = plain(written(value))
+    return bool(one) if isinstance(one, Real) and one in (0, 1) else None
 
 
 def tensor(value: Any, what: str) -> Tensor:
