@@ -12,8 +12,9 @@ where the changed function gets its new code, and the tests that run the changed
 likeliest and fastest first, until one fails. With ``--anew`` go those mutants that are outside of
 functions: the child comes from a process without the library, and imports the changed module in
 the place of the real one, in processes of its own too. With ``--wide``, survivors are tried in
-that second way, with all tests of their file's own. No file of the tree is changed. `write` makes
-the record; what was judged of survivors is in ``mutants_judged.yml``.
+that second way, with all tests of their file's own. No file of the tree is changed. Where tests
+were written since, `more` notes the new ones, and `run` with ``--again`` tries survivors once more.
+`write` makes the record; what was judged of survivors is in ``mutants_judged.yml``.
 
 The kernels are tried in Triton's interpreter: TRITON_INTERPRET=1 before `plan` and `run`.
 
@@ -275,9 +276,11 @@ class Chosen:
         self.wanted, self.report, self.seconds = wanted, report, defaultdict[str, float](float)
         self.failed: list[str] = []
         self.coverage: Any = None
+        self.known: set[str] = set()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [i for i in items if not any(name in i.nodeid for name in NO_TESTS)]
+        items[:] = [i for i in items if i.nodeid not in self.known]
         if self.wanted is not None:
             place = {name: rank for rank, name in enumerate(self.wanted)}
             items[:] = sorted(
@@ -415,6 +418,8 @@ def watch(name: str, work: Path, result: Path) -> int:
 
     package = work / "tree/cbam_edu"
     plugin = Chosen(None, result)
+    known = json.loads(result.read_text())["tests"] if result.exists() else {}
+    plugin.known = set(known)
     plugin.coverage = coverage = Coverage(data_file=None, source=[str(package)], config_file=False)
     coverage.start()
     status = test([name], plugin)
@@ -431,13 +436,19 @@ def watch(name: str, work: Path, result: Path) -> int:
         for node, seconds in plugin.seconds.items()
         if node not in plugin.failed
     }
-    result.write_text(json.dumps({"tests": tests, "failed": plugin.failed}))
+    result.write_text(json.dumps({"tests": known | tests, "failed": plugin.failed}))
     return status
 
 
-def plan(work: Path, only: list[str], processes: int) -> None:
-    """Run every test once, `processes` files at a time."""
-    copy_tree(work)
+def plan(work: Path, only: list[str], more: bool, processes: int) -> None:
+    """Run every test once, `processes` files at a time; or only those that are new."""
+    if more:
+        for path in (ROOT / "tests").glob("*.py"):
+            shutil.copy(path, work / "tree/tests")
+    else:
+        copy_tree(work)
+        for name in only or TESTS:
+            (work / f"plan_{name}.json").unlink(missing_ok=True)
     warm_up()
     waiting, running = [*(only or TESTS)], dict[int, str]()
     while waiting or running:
@@ -683,17 +694,21 @@ def files_of(names: list[str]) -> list[str]:
 
 def sampled(found: list[Mutant], size: int | None) -> list[Mutant]:
     """Return a random part of a file's mutants, always the same."""
-    if size is None or size >= len(found):
+    if size is None:
         return found
-    chosen = set(random.Random(8).sample(range(len(found)), size))
+    order = list(range(len(found)))
+    random.Random(8).shuffle(order)  # of which a greater size takes more
+    chosen = set(order[:size])
     return [mutant for number, mutant in enumerate(found) if number in chosen]
 
 
-def run(work: Path, names: list[str], size: int | None, way: str, processes: int) -> None:
+def run(
+    work: Path, names: list[str], size: int | None, way: str, again: bool, processes: int
+) -> None:
     """Run the mutants that are not decided yet."""
     warm_up()
     if way:
-        go_through(work, names, size, way, processes, None)
+        go_through(work, names, size, way, again, processes, None)
         return
     os.chdir(work / "tree")
     sys.path[:0] = [str(work / "tree")]
@@ -707,13 +722,19 @@ def run(work: Path, names: list[str], size: int | None, way: str, processes: int
         "pyproject.toml",
         "--tb=no",
     ]
-    loop = Loop(lambda loop: go_through(work, names, size, way, processes, loop))
+    loop = Loop(lambda loop: go_through(work, names, size, way, again, processes, loop))
     files = [f"tests/{name}" for name in TESTS if (work / f"plan_{name}.json").exists()]
     pytest.main([*options, "--capture=no", *files], plugins=[loop])
 
 
 def go_through(
-    work: Path, names: list[str], size: int | None, way: str, processes: int, loop: Loop | None
+    work: Path,
+    names: list[str],
+    size: int | None,
+    way: str,
+    again: bool,
+    processes: int,
+    loop: Loop | None,
 ) -> None:
     """Run each file's mutants."""
     before = decided(work)
@@ -725,9 +746,9 @@ def go_through(
             lines = before[mutant.key]
             if any(line["outcome"] != "survived" for line in lines):
                 continue
-            if any((line["way"], line["kernels"]) == (way, KERNELS) for line in lines):
-                continue
-            if (way == "wide") == bool(lines) and (way or function_of(mutant, tree)):
+            tried = any((line["way"], line["kernels"]) == (way, KERNELS) for line in lines)
+            due = tried if again else not tried and bool(lines) == (way == "wide")
+            if due and (way or function_of(mutant, tree)):
                 todo.append(mutant)
         todo.append(Mutant(file, "None", 1, 1, "", "", source, f"{module_name(file)}-as-it-is"))
         print(f"{file}: {len(found)} mutants, {len(todo)} to try; {dict(left)}", flush=True)
@@ -808,12 +829,13 @@ def write(work: Path) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["plan", "run", "write"])
+    parser.add_argument("what", choices=["plan", "more", "run", "write"])
     parser.add_argument("names", nargs="*", help="files of the library, or with plan, of tests")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sample", type=int)
     for way in ("anew", "wide"):
         parser.add_argument(f"--{way}", dest="way", action="store_const", const=way, default="")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     work = args.work.resolve()
@@ -822,12 +844,12 @@ def main() -> None:
         OMP_NUM_THREADS="1", CBAM_EDU_QUICK="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
         HYPOTHESIS_STORAGE_DIRECTORY=str(work / "home"),
     )  # fmt: skip
-    if args.what == "plan":
-        plan(work, args.names, args.processes)
+    if args.what in ("plan", "more"):
+        plan(work, args.names, args.what == "more", args.processes)
     elif args.what == "write":
         write(work)
     else:
-        run(work, args.names, args.sample, args.way, args.processes)
+        run(work, args.names, args.sample, args.way, args.again, args.processes)
 
 
 if __name__ == "__main__":
