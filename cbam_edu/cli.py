@@ -33,7 +33,7 @@ from cbam_edu.models.staged import Staged
 from cbam_edu.neighbours import ATTENTIONS, check_name
 from cbam_edu.recipe import PRECISIONS, RECIPES
 from cbam_edu.records import record
-from cbam_edu.storage import explained, replace_file
+from cbam_edu.storage import append_lines, explained, replace_file
 from cbam_edu.train import DivergenceError, Recipe, evaluate, fit
 
 # What to do after Ctrl-C, by command.
@@ -364,8 +364,7 @@ def benchmark(args: argparse.Namespace) -> None:
         print(f"{what}, {args.precision}, {layout}, {lines[0]['device']}")
         _print_times(lines)
         if args.out:
-            with explained("write", args.out), open(args.out, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            append_lines(args.out, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _print_times(lines: list[dict[str, typing.Any]]) -> None:
@@ -554,6 +553,17 @@ def _lacks_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
+def _in_words(error: Exception) -> str:
+    """Return what an error says; one of the system's that names a file, in our words."""
+    if isinstance(error, OSError) and error.filename is not None:
+        try:
+            with explained("use", error.filename):
+                raise error
+        except OSError as told:
+            return str(told)
+    return str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     args = build_parser().parse_args(argv)
@@ -566,7 +576,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ncbam-edu: {speaker()}stopped{hint}", file=sys.stderr)
         return INTERRUPTED
     except (DivergenceError, LostProcessError, OSError) as error:
-        print(f"cbam-edu: {speaker()}{_shown(error)}", file=sys.stderr, flush=True)
+        print(f"cbam-edu: {speaker()}{_shown(_in_words(error))}", file=sys.stderr, flush=True)
         return FAILED
     except ValueError as error:
         print(f"cbam-edu: {speaker()}{_shown(error)}", file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ import cbam_edu
 from cbam_edu.complexity import count
 from cbam_edu.data import ImageSet
 from cbam_edu.recipe import Recipe
-from cbam_edu.storage import explained, open_file
+from cbam_edu.storage import append_lines, explained, open_file
 
 # What decides what a run comes to, in this package: records are compared only where it is the same.
 _TRAINING = (
@@ -321,12 +321,8 @@ def _finite(text: str) -> float:
 def append(path: Path, record: Record, lock: Path) -> None:
     """Add a record to a file in one piece, after whatever another process has left there."""
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    with filelock.FileLock(lock), explained("write", path), open(path, "a+b") as file:
-        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-            line = b"\n" + line  # a line that was cut in half stays a line of its own
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    with filelock.FileLock(lock):
+        append_lines(path, line)
 
 
 def identity(record: Record) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import platformdirs
 
@@ -151,7 +151,7 @@ def _begin(folder: Path, beginning: str) -> tuple[BinaryIO, Path]:
         file.close()
 
 
-def _hold(file: BinaryIO, wait: bool = True) -> None:
+def _hold(file: IO[bytes], wait: bool = True) -> None:
     """Lock a file, for as long as it is open; OSError where it is locked, or cannot be."""
     if sys.platform != "win32":
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -167,6 +167,33 @@ def _sweep(folder: Path, beginning: str) -> None:
                     if sys.platform == "win32":
                         file.close()
                     path.unlink()
+
+
+def append_lines(path: str | os.PathLike[str], lines: bytes) -> None:
+    """Add whole lines to a file, one process at a time; all of them, or on a full disk none.
+
+    A last line that was cut in half, by a kill, stays a line of its own.
+
+    Raises
+    ------
+    StorageError
+        Where the file cannot be written.
+    """
+    with explained("write", path), open(path, "a+b", buffering=0) as file:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            _hold(file)
+        size = file.seek(0, os.SEEK_END)
+        if size and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            lines = b"\n" + lines
+        try:
+            written = 0
+            while written < len(lines):
+                written += file.write(lines[written:])
+            os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 @contextlib.contextmanager

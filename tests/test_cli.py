@@ -487,3 +487,10 @@ def test_help_tells_what_each_recipe_has(capsys):
     assert f"(default: {Recipe.epochs}, speed: {speed.epochs})" in out
     assert f"(default: False, speed: {speed.compile})" in out
     assert f"of SGD (default: {Recipe.momentum})" in out  # told once where both have the same
+
+
+@pytest.mark.parametrize("words", [["evaluate", "--model"], ["export", "--out"]])
+def test_an_error_of_the_systems_is_told_in_words(words, capsys):
+    assert cli.main([*words, "x" * 300]) == 1
+    told = capsys.readouterr().err
+    assert told == f"cbam-edu: cannot use {'x' * 300}: the name is too long; choose a shorter one\n"

@@ -261,6 +261,30 @@ def test_a_folder_that_cannot_be_made(old):
         make_folder(old.parent / ("x" * 300))
 
 
+def test_lines_are_added_after_whatever_is_there(tmp_path):
+    path = tmp_path / "times.jsonl"
+    storage.append_lines(path, b"1\n2\n")
+    storage.append_lines(str(path), b"3\n")
+    assert path.read_bytes() == b"1\n2\n3\n"
+    path.write_bytes(b'{"cut')
+    storage.append_lines(path, b"4\n")
+    assert path.read_bytes() == b'{"cut\n4\n'
+
+
+def test_of_lines_that_find_no_room_none_is_added(tmp_path):
+    resource = pytest.importorskip("resource", reason="a limit on the size of files")
+    path = tmp_path / "times.jsonl"
+    path.write_bytes(b"old\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"cannot write .*jsonl: the file is larger than"):
+            storage.append_lines(path, b"x" * 2000 + b"\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked")
 def test_a_folder_is_one_process_at_a_times(tmp_path):
     got = threading.Event()

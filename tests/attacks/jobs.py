@@ -67,7 +67,7 @@ def warm(work: Callable[[], object], ground: Path) -> None:
             work()
         found.write_text("\n".join(sys.modules))
 
-    Child(noted, ground / "said").end()
+    Child(noted, ground / "said").end(300)
     for name in found.read_text().split("\n"):
         if name not in sys.modules:
             with contextlib.suppress(Exception):
