@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cbam_edu.data import MEAN, STD, ImageSet, batches, normalise
+from cbam_edu.data import MEAN, STD, ImageSet, batches, in_batches, load, normalise
 from cbam_edu.data.batches import Augmentation, Batches, crop_and_flip, cut_out
 from cbam_edu.data.images import per_channel, read_image
 from cbam_edu.storage import StorageError
@@ -259,3 +259,30 @@ def test_normalise_takes_its_numbers_as_tensors():
     tensors = [per_channel(v, images.device) for v in numbers]
     assert tensors[0].shape == (3, 1, 1)
     assert torch.equal(normalise(images, *tensors), normalise(images, *numbers))
+
+
+def test_full_batches_need_no_rest_and_one_batch_may_hold_all():
+    batches = Batches(toy(20), 5)
+    assert len(batches) == 4
+    assert [len(x) for x, _ in batches] == [5] * 4
+    assert [len(x) for x, _ in Batches(toy(20), 20, drop_last=True)] == [20]
+
+
+@pytest.mark.parametrize(("count", "shares"), [(8, 2), (12, 3), (16, 4)])
+def test_a_share_of_even_size_holds_positions_with_their_mirrors(count, shares):
+    parts = [batches.share(count, (r, shares)) for r in range(shares)]
+    assert sorted(np.concatenate(parts)) == list(range(count))
+    for part in parts:
+        assert list(count - 1 - part[::-1]) == list(part)
+
+
+def test_images_in_memory_come_in_batches_of_them():
+    [(x, y)] = in_batches(toy(4), 4, channels_last=True)
+    assert torch.equal(x, normalise(toy(4).images))
+    assert torch.equal(y, toy(4).labels)
+
+
+@pytest.mark.parametrize("name", ["shapes", "cifar10", "cifar10-mini"])
+def test_a_part_that_there_is_not_is_told(name):
+    with pytest.raises(ValueError, match=r"unknown split 'val'; known: train, test"):
+        load(name, "val", download=False)

@@ -217,3 +217,29 @@ def test_load_gives_the_named_data():
     train = data.load("shapes")
     assert len(train) == 10_000
     assert torch.equal(train.images[:20], first.images)
+
+
+def test_a_python_version_cut_off_anywhere_gives_nothing():
+    binary = records(1)
+    whole = python_version(binary)
+    end = whole.index(binary[1:]) + RECORD - 1
+    assert from_python(whole[:end], 1) == binary
+    for length in (*range(0, end, 97), *range(end - 12, end)):
+        assert from_python(whole[:length], 1) is None
+
+
+def test_a_python_version_may_begin_with_its_pixels():
+    binary = records(1)
+    size = (RECORD - 1).to_bytes(4, "little")
+    assert from_python(b"T" + size + binary[1:] + b"labels(K\x00e", 1) == binary
+
+
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [(1.5, "has 92,190 bytes"), (2, "has more than 122,920 bytes"), (3, "has more than 122,920 b")],
+)
+def test_a_file_that_is_too_long_is_told_and_not_read_to_its_end(folder, times, found):
+    path = folder / BINARY / "test_batch.bin"
+    path.write_bytes((FILES["test_batch"] * 3)[: int(len(FILES["test_batch"]) * times)])
+    with pytest.raises(CorruptFile, match=f"{found}.* where 61,460 are right"):
+        load_cifar10("test", folder, edition=EDITION)
