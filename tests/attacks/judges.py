@@ -92,7 +92,7 @@ def odd() -> Iterator[tuple[str, Any, bool]]:
     """Yield what to call an odd answer, the answer, and whether it may stop by its own doing."""
     for value in VALUES:
         yield f"{value!r}"[:60], value, callable(value)
-        yield f"returns {value!r}"[:60], always(value), False
+        yield f"returns {value!r}"[:60], always(value), callable(value)
     for number, code in enumerate(CODE):
         yield f"code {number}", code, True
     yield "yields", lambda *args: (yield args[0]), False
