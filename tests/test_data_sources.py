@@ -628,3 +628,26 @@ def test_a_killed_download_keeps_what_came(site, tmp_path, monkeypatch):
     get(site, tmp_path, "good")
     assert site.requests[-1] == ("good", f"bytes={came}-")
     assert is_right(tmp_path)
+
+
+def test_a_log_gets_one_line_every_tenth(capsys):
+    with fetch.Meter("a file", 1000, 450, slowest=0.0, window=1e9, show=True) as meter:
+        for _ in range(22):
+            meter.advance(25)
+    shown = [f"a file: {percent} % of 0.001 MB" for percent in (50, 60, 70, 80, 90, 100)]
+    assert capsys.readouterr().err.splitlines() == shown
+
+
+def test_no_line_where_nothing_is_to_be_shown(capsys):
+    with fetch.Meter("a file", 1000, 0, slowest=0.0, window=1e9, show=False) as meter:
+        meter.advance(1000)
+    assert capsys.readouterr().err == ""
+
+
+def test_speed_is_that_of_the_window(monkeypatch):
+    now = iter([100.0, 101.0, 102.0, 103.0, 104.0])  # when the meter began, and each arrival
+    monkeypatch.setattr(fetch, "monotonic", lambda: next(now))
+    with fetch.Meter("a file", 1000, 10, slowest=1.6, window=2.0, show=False) as meter:
+        meter.advance(1)
+        with pytest.raises(fetch.TooSlow, match=r"slow: 0\.0015 kB/s"):
+            meter.advance(2)
