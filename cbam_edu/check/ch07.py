@@ -50,6 +50,8 @@ def gated_block(answer: Callable[..., nn.Module]) -> None:
     """Judge `answer(in_channels, channels, stride)`: a residual block with CBAM on its branch."""
     if isinstance(answer, nn.Module):
         raise Wrong("Hand over the class itself, GatedBlock, not a block made by it.")
+    if not begun(answer):
+        raise NotImplementedError
     for case in ((16, 16, 1), (16, 32, 2), (16, 24, 1), (16, 16, 2)):
         torch.manual_seed(0)
         _judge_block(answer(*case), *case)
