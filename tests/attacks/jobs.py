@@ -240,7 +240,14 @@ def _number(folder: Path) -> Any:
 
 
 def _state(number: int) -> dict[str, Any]:
-    return {"weights": torch.full((300_000,), float(number)), "history": [{"epoch": number}]}
+    return {
+        "identity": {},
+        "model": {"weights": torch.full((300_000,), float(number))},
+        "optimizer": {},
+        "scaler": {},
+        "average": None,
+        "history": [{"epoch": number}],
+    }
 
 
 def _checkpoints(folder: Path) -> None:
@@ -249,7 +256,7 @@ def _checkpoints(folder: Path) -> None:
 
 def _checkpoint_whole(folder: Path) -> Any:
     state = read_checkpoint(folder / "checkpoint.pt")
-    assert set(state["weights"].tolist()) == {float(state["history"][0]["epoch"])}
+    assert set(state["model"]["weights"].tolist()) == {float(state["history"][0]["epoch"])}
     json.loads((folder / "log.jsonl").read_text())
     return state["history"]
 

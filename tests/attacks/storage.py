@@ -493,14 +493,6 @@ def main() -> None:
             return tried, faults
 
         attacks: dict[str, tuple[str, Callable[[], tuple[int, Faults]]]] = {
-            "disk full at each step of writing": (
-                "runs",
-                lambda: each(at_each_step, references, (errno.ENOSPC,), 60, chances),
-            ),
-            "each step refused by the system": (
-                "runs",
-                lambda: each(at_each_step, light, ANY, 25, chances),
-            ),
             "small disks": ("disks", lambda: each(on_small_disks, light)),
             "read-only disks": ("disks", lambda: each(on_read_only_disks, light)),
             "no permission": ("runs", lambda: each(without_permission, light)),
@@ -520,6 +512,14 @@ def main() -> None:
             "odd names": ("runs", lambda: odd_names({k: works[k] for k in light}, ground)),
             "odd names typed in": ("commands", lambda: odd_targets(ground)),
             "files, folders and links in the way": ("runs", lambda: in_the_way(works, light)),
+            "disk full at each step of writing": (
+                "runs",
+                lambda: each(at_each_step, references, (errno.ENOSPC,), 60, chances),
+            ),
+            "each step refused by the system": (
+                "runs",
+                lambda: each(at_each_step, light, ANY, 12, chances),
+            ),
         }
         for attack, (unit, act) in attacks.items():
             if args.only and attack not in args.only:
@@ -531,7 +531,7 @@ def main() -> None:
                 print("   ", number, fault, flush=True)
             if not tried:
                 print(f"    skipped: {attack} needs root, who may mount disks and be others")
-            elif not args.works:
+            else:
                 recorded.write(
                     "storage",
                     attack,
