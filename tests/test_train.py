@@ -816,3 +816,42 @@ def test_the_speed_recipe_learns():
     history = fit(model, toy(128), recipe, progress=False)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert history[-1]["train_accuracy"] > 0.8  # a quarter by chance
+
+
+class _Dropped(nn.Module):
+    """Dropout alone, before one linear layer; keeps what it dropped in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.masks = Flat(), []
+
+    def forward(self, x):
+        kept = F.dropout(torch.ones_like(x), training=self.training)
+        self.masks.append(kept)
+        return self.net(x * kept)
+
+
+def test_dropout_has_other_chances_in_each_epoch_and_seed():
+    runs = [_Dropped() for _ in range(3)]
+    for model, seed in zip(runs, (0, 0, 1), strict=True):
+        fit(model, toy(16), but(epochs=3, seed=seed), progress=False)
+    first, again, other = (model.masks for model in runs)
+    assert all(map(torch.equal, first, again))
+    drawn = [*first, *other]
+    assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_terminal_has_a_bar_an_epoch(monkeypatch, terminal, progress):
+    bars = []
+
+    def bar(batches, text, *, leave, disable):
+        bars.append((text, leave, disable))
+        return batches
+
+    monkeypatch.setattr(train, "tqdm", bar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    fit(Flat(), toy(16), but(epochs=3), progress=progress)
+    hidden = not (terminal and progress)
+    assert bars == [(f"epoch {n}", False, hidden) for n in (1, 2, 3)]
