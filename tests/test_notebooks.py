@@ -128,7 +128,10 @@ def test_deterministic_cells_are_compared(path):
 
 @pytest.mark.parametrize(
     ("stem", "before", "cell"),
-    [("04_spatial_attention", ("cell-002", "cell-026"), "cell-028")],
+    [
+        ("04_spatial_attention", ("cell-002", "cell-026"), "cell-028"),
+        ("07_in_a_network", ("cell-002", "cell-058"), "cell-060"),
+    ],
 )
 def test_a_cell_says_the_same_when_it_is_run_again(stem, before, cell, capsys):
     cells = {c.id: c for c in read(NOTEBOOKS / f"{stem}.ipynb").cells}

@@ -80,14 +80,13 @@ class Room:
         }
 
     def left(self, *names: str) -> list[str]:
-        """Return the files in these places, but for what Jupyter and others keep at home."""
-        found = []
-        for name in names:
-            for path in sorted(self.places[name].rglob("*")):
-                inside = path.relative_to(self.places[name])
-                if not inside.parts[0].startswith((".", "torchinductor_")):  # torch's own cache
-                    found.append(f"{name}/{inside}")
-        return found
+        """Return what lies in these places, but for hidden files and torch's cache."""
+        return [
+            f"{name}/{path.name}"
+            for name in names
+            for path in sorted(self.places[name].iterdir())
+            if not path.name.startswith((".", "torchinductor_"))  # torch's own cache
+        ]
 
 
 class Kernel:
@@ -95,6 +94,7 @@ class Kernel:
 
     def __init__(self, room: Room):
         self.manager = KernelManager(kernel_name="python3")
+        self.manager.shutdown_wait_time = 60  # seconds to tidy up in, on a busy machine
         self.manager.start_kernel(
             cwd=str(room.places["reader"]), env=room.environment(), stderr=subprocess.DEVNULL
         )

@@ -148,7 +148,7 @@ def training() -> Found:
         left.add(tuple(sorted(path.name for path in folder.iterdir())))
         size = (folder / "checkpoint.pt").stat().st_size
         work = yardstick()
-        samples.append({**sample(), "time": spent / work, "seconds": spent, "checkpoint": size})
+        samples.append({**sample(), "time": spent / work, "processor": spent, "checkpoint": size})
         if len(samples) % 20 == 0:
             print(len(samples), samples[-1], flush=True)
         clock[0] = time.process_time()
@@ -160,7 +160,7 @@ def training() -> Found:
     # A line of history is a few numbers more in each checkpoint: counted, and taken off.
     growth = (series["checkpoint"][-1] - series["checkpoint"][WARM]) / (EPOCHS - WARM - 1)
     details = {name: trend(values) for name, values in series.items()}
-    apart = ("checkpoint", "seconds", "objects", "with files")
+    apart = ("checkpoint", "processor", "objects", "with files")
     judged = {k: t for k, t in details.items() if k not in apart}
     per = (details["objects"]["last"] - details["objects"]["first"]) / (0.75 * (EPOCHS - WARM))
     wrong = grown(judged)
