@@ -34,6 +34,8 @@ OPSET = 20
 # another order, come out some ten times that apart. (Not over each logit: that may be near zero.)
 TOLERANCE = 1e-5
 
+# Torch's before 2.10 fix a size that was to be free, or write what only pickle reads again.
+_TORCH = (2, 10)
 _EXAMPLE = (2, 3, 64, 96)  # no two sizes alike, lest torch take them for one
 _FREE = {0: "batch", 2: "height", 3: "width"}
 
@@ -76,8 +78,13 @@ def trace(model: nn.Module) -> ExportedProgram:
     Raises
     ------
     ExportError
-        Where the network's code cannot be recorded; the cause is chained.
+        Where the network's code cannot be recorded; the cause is chained. With torch before 2.10.
     """
+    if torch.__version__ < _TORCH:
+        raise ExportError(
+            f"exporting takes torch {'.'.join(map(str, _TORCH))} or newer, and this is "
+            f'{torch.__version__}: pip install --upgrade "cbam_edu[export]"'
+        )
     weight = next(model.parameters(), torch.empty(0))
     example = torch.zeros(_EXAMPLE, dtype=weight.dtype, device=weight.device)
     sizes = dict.fromkeys(_FREE, Dim.DYNAMIC)

@@ -20,6 +20,8 @@ from cbam_edu.export import FORMATS, OPSET, TOLERANCE, ExportError, export, trac
 from cbam_edu.storage import StorageError
 
 ROOT = Path(__file__).resolve().parents[1]
+if torch.__version__ < (2, 10):
+    pytest.skip("exporting takes torch 2.10 or newer", allow_module_level=True)
 
 
 def with_lively_numbers(model: nn.Module) -> nn.Module:
@@ -191,6 +193,15 @@ def test_the_onnx_file_is_whole_and_named(tiny, tmp_path):
         for value in (image, logits)
     ]
     assert shapes == [["batch", 3, "height", "width"], ["batch", 10]]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_torch_that_is_too_old_is_named(tiny, tmp_path, monkeypatch, format):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cpu"))
+    path = tmp_path / "tiny"
+    with pytest.raises(ExportError, match=r"takes torch 2\.10 or newer, and this is 2\.9\.1\+cpu: "):
+        export(tiny, path, format)
+    assert not path.exists()
 
 
 def test_no_pickle_is_in_a_pt2_file_nor_read_with_it(tiny, tmp_path, monkeypatch):
