@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 import cbam_edu
 from cbam_edu import data
 from cbam_edu.cli import main
+from cbam_edu.data import folder
 from cbam_edu.data.batches import Augmentation, share
 from cbam_edu.data.folder import (
     MEAN,
@@ -409,3 +410,16 @@ def test_the_transform_for_224_pixels_is_that_of_imagenet():
     shortened, resize, crop, _ = transform(224).transforms
     assert shortened(usual := Image.new("RGB", (1600, 100))) is usual  # but what nobody has
     assert (resize.size, crop.size) == ([256], (224, 224))
+
+
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize(("long", "first", "last"), [(160, 0, 160), (161, 0, 160), (400, 120, 280)])
+def test_the_middle_of_a_sliver_is_what_is_measured(tall, long, first, last):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, long, 3), np.uint8)
+    middle = pixels[:, first:last]
+    if tall:
+        pixels, middle = pixels.swapaxes(0, 1), middle.swapaxes(0, 1)
+    pixels, middle = (Image.fromarray(np.ascontiguousarray(v)) for v in (pixels, middle))
+    usual = v2.Compose([v2.Resize(round(8 * 256 / 224)), v2.CenterCrop(8), v2.PILToTensor()])
+    assert torch.equal(transform(8)(pixels), usual(middle))
+    assert np.array_equal(folder._shortened(pixels), middle)

@@ -651,3 +651,42 @@ def test_speed_is_that_of_the_window(monkeypatch):
         meter.advance(1)
         with pytest.raises(fetch.TooSlow, match=r"slow: 0\.0015 kB/s"):
             meter.advance(2)
+
+
+def test_a_terminal_gets_a_bar_that_is_closed_and_no_lines(capsys, monkeypatch):
+    class Bar:
+        def __init__(self, **options):
+            self.options, self.disable = options, options["disable"]
+            self.seen, self.closed = [], False
+
+        def update(self, count):
+            self.seen.append(count)
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(fetch, "tqdm", Bar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with fetch.Meter("a file", 100, 40, slowest=0.0, window=1e9, show=True) as meter:
+        bar = meter.bar
+        meter.advance(10)
+        meter.advance(50)
+        assert not bar.closed
+    assert bar.seen == [10, 50]
+    assert bar.closed
+    assert (bar.options["total"], bar.options["initial"], bar.disable) == (100, 40, False)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_has_come_is_in_the_file_before_more_is_asked_for(site, tmp_path, monkeypatch):
+    part, advance, sizes = tmp_path / "a.part", fetch.Meter.advance, []
+
+    def look(meter, count):
+        advance(meter, count)
+        sizes.append((part.stat().st_size, meter.have))
+
+    monkeypatch.setattr(fetch, "_CHUNK", 1000)
+    monkeypatch.setattr(fetch.Meter, "advance", look)
+    fetch.fetch(site.url("good"), part, len(GOOD))
+    assert len(sizes) > 10
+    assert all(there == come for there, come in sizes)
