@@ -905,6 +905,8 @@ def as_eager(run: Callable[[Tensor], Tensor], x: Tensor, allowed: float) -> None
     x = spread_to_8(x)
     size = x.double().abs().nan_to_num(0, 0, 0)
     for layer, one, other in zip(SIDE_BY_SIDE, result, expected, strict=True):
+        if "lp" in layer[1].get("pooling", []) and size.max() > 1e19:
+            continue  # its squares overflow, where torch does not know the norm of one without
         near(one, other, allowed * size + SMALLEST[x.dtype], str(layer))
 
 
@@ -1005,7 +1007,7 @@ def may_have(drawn: bool, *layouts: bool | None) -> bool:
     source=st.sampled_from(list(LAYOUTS)), target=st.sampled_from(list(LAYOUTS)),
     shape=shapes(most=256), reduction=st.integers(1, 70), kernel=st.sampled_from([1, 3, 5, 7, 9]),
     bias=st.booleans(), norm=st.booleans(), dtype=dtypes, extreme=st.booleans(),
-    path=st.sampled_from(["", "block", "layers.3.attention", "module"]), seed=seeds,
+    path=st.sampled_from(["", "block", "layers.3.attention", "net.module"]), seed=seeds,
 )  # fmt: skip
 def test_converted(
     source, target, shape, reduction, kernel, bias, norm, dtype, extreme, path, seed
@@ -1020,6 +1022,8 @@ def test_converted(
     ours = {f"{path}.{k}" if path else k: v for k, v in module.state_dict().items()}
     theirs = convert(ours, "cbam_edu", source)
     kept = {k: v.clone() for k, v in theirs.items()}
+    mine = convert(theirs, source, "cbam_edu")
+    same_weights({k: mine[k] for k in ours}, ours)
     converted = convert(theirs, source, target)
     same_weights(theirs, kept)
     again = convert(converted, target, source)
