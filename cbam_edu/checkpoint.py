@@ -47,6 +47,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
             if sum(member.file_size for member in packed.infolist()) > len(data):
                 raise ValueError("packed")  # torch packs nothing; a small file could be terabytes
+            if (name := packed.testzip()) is not None:  # torch itself reads on
+                raise ValueError(f"{name} has another checksum")
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if state["format"] != 1:
             raise KeyError("format")

@@ -115,7 +115,7 @@ def load(
         If a file cannot be read, or the folder not written to.
     """
     check_name("split", split, list(SPLITS))
-    if name not in NAMES and Path(name).is_dir():
+    if name not in NAMES and os.path.isdir(name):  # which takes names that are far too long, too
         return load_folder(Path(name), split, size=224 if size is None else size, workers=workers)
     try:
         check_name("data set", name, list(NAMES))

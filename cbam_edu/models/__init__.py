@@ -127,7 +127,12 @@ def create_model(name: str, num_classes: int | None = None, **options: Any) -> n
     for option in options:
         check_name(f"option of {name}", option, known)
     options.setdefault("attention", "cbam" if builder is CBAMNet else None)
-    model = builder(num_classes=num_classes, **{**fixed, **options})
+    try:
+        model = builder(num_classes=num_classes, **{**fixed, **options})
+    except (TypeError, OverflowError) as error:
+        reason = textwrap.shorten(str(error), 100, placeholder=" ...")
+        told = textwrap.shorten(repr(options), 200, placeholder=" ...")
+        raise ValueError(f"{name} cannot be made with the options {told} ({reason})") from error
     model.config = {"name": name, "num_classes": num_classes, **options}  # type: ignore[assignment]
     return model
 

@@ -11,9 +11,6 @@ is a good one changed: see `mutations.py`; what is watched, and how: see `watch.
 
 import argparse
 import sys
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 import recorded
 import torch
@@ -21,6 +18,7 @@ from canaries import CANARIES
 from hostile_data import DATA
 from hostile_models import MODELS
 from hostile_words import WORDS
+
 from watch import MEGABYTES, SECONDS, Attack, run, told
 
 ATTACKS: dict[str, Attack] = {**DATA, **MODELS, **WORDS}

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import toy_cifar10
 import torch
 from canaries import code_of_a_pickle
 from mutations import bytes_changed, png_changed, tar_changed
 from PIL import Image
-from watch import Attack
 
+import toy_cifar10
 from cbam_edu.data import mini, open_picture, read_image
 from cbam_edu.data.cifar10 import (
     BINARY,
@@ -39,6 +38,7 @@ from cbam_edu.data.folder import FolderBatches, FolderError, load_folder, transf
 from cbam_edu.data.images import ImageSet
 from cbam_edu.data.sources import DownloadError, download
 from cbam_edu.storage import StorageError
+from watch import Attack
 
 # A CIFAR-10 of two images a file.
 SPLITS = {"data_batch_1": "train", "data_batch_2": "train", "test_batch": "test"}
@@ -256,7 +256,7 @@ def _samples() -> list[bytes]:
         with contextlib.suppress(KeyError, OSError, ValueError):  # a kind that this Pillow lacks
             picture = colour
             if mode in ("I;16", "I"):
-                picture = Image.fromarray((ramp[..., 0].astype(np.uint16) * 257))
+                picture = Image.fromarray(ramp[..., 0].astype(np.uint16) * 257)
             picture = picture if mode == "I;16" else picture.convert(mode)
             picture.save(file, format=form, **options)
             found.append(file.getvalue())

@@ -16,9 +16,7 @@ import torch
 from canaries import code_of_a_pickle
 from hostile_data import CODE, clear, odd_thing
 from mutations import STRANGE, as_json, bytes_changed, strange, tree_changed, zip_changed
-
 from torch import Tensor
-from watch import Attack
 
 from cbam_edu.checkpoint import CheckpointError
 from cbam_edu.convert import ConversionError, cbam_options, convert, detect
@@ -27,6 +25,7 @@ from cbam_edu.layouts import LAYOUTS
 from cbam_edu.models import ModelFileError, create_model, load_model
 from cbam_edu.storage import StorageError
 from cbam_edu.train import Recipe, fit
+from watch import Attack
 
 CLASSES = ("a", "b", "c")
 _KINDS = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -92,9 +91,7 @@ def _header_changed(rng: random.Random, data: bytes) -> bytes:
         )
     elif kind == 4:
         tree_changed(rng, header)
-    text = json.dumps(header).encode()
-    if kind == 5:
-        text = as_json(rng, header)
+    text = as_json(rng, header) if kind == 5 else _plain(header)
     return len(text).to_bytes(8, "little") + text + rest
 
 
@@ -118,7 +115,7 @@ def _network_file(rng: random.Random) -> bytes:
 def _plain(tree: Any) -> bytes:
     try:
         return json.dumps(tree).encode()
-    except RecursionError:
+    except (RecursionError, ValueError):  # too deep, or in a circle
         return b"[" * 100_000
 
 
