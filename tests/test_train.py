@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cbam_edu import create_model, measure, train
+from cbam_edu.checkpoint import read_checkpoint, write_checkpoint
 from cbam_edu.data import Augmentation, Batches, ImageSet, batches
 from cbam_edu.recipe import RECIPES, make_optimizer
 from cbam_edu.storage import StorageError
@@ -95,7 +96,7 @@ def test_fit_is_the_loop_one_would_write_by_hand():
         seed=0,
         augmentation=Augmentation(crop=0, flip=False),
     )
-    losses = []
+    losses, right, rates = [], [], []
     for step in range(8):
         if step % 4 == 0:
             batches.set_epoch(step // 4)
@@ -105,15 +106,22 @@ def test_fit_is_the_loop_one_would_write_by_hand():
         lr = 0.05 * (done / 0.2 if done < 0.2 else (1 - done) / 0.8)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss = F.cross_entropy(by_hand(x), y)
+        logits = by_hand(x)
+        loss = F.cross_entropy(logits, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        right.append((logits.argmax(1) == y).sum().item())
+        rates.append(lr)
     torch.testing.assert_close(model.state_dict(), by_hand.state_dict())
     assert history[0]["loss"] == pytest.approx(sum(losses[:4]) / 4, rel=1e-5)
     assert history[1]["loss"] == pytest.approx(sum(losses[4:]) / 4, rel=1e-5)
     assert [entry["epoch"] for entry in history] == [1, 2]
+    accuracies = [entry["train_accuracy"] for entry in history]
+    assert accuracies == [sum(right[:4]) / 64, sum(right[4:]) / 64]
+    assert [entry["lr"] for entry in history] == pytest.approx([rates[3], rates[7]])
+    assert all(0 < entry["seconds"] < 60 for entry in history)
 
 
 def test_schedules():
@@ -855,3 +863,43 @@ def test_a_terminal_has_a_bar_an_epoch(monkeypatch, terminal, progress):
     fit(Flat(), toy(16), but(epochs=3), progress=progress)
     hidden = not (terminal and progress)
     assert bars == [(f"epoch {n}", False, hidden) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_one_process_takes_batches_of_an_odd_number(mixup):
+    [entry] = fit(Flat(), toy(15), but(epochs=1, batch_size=5, mixup=mixup), progress=False)
+    assert math.isfinite(entry["loss"])
+
+
+def test_only_float16_scales_its_loss(tmp_path):
+    for precision in ("float32", "bfloat16", "float16"):
+        recipe = but(epochs=1, precision=precision)
+        fit(Flat(), toy(16), recipe, out=tmp_path / precision, progress=False)
+        state = read_checkpoint(tmp_path / precision / "checkpoint.pt")
+        assert bool(state["scaler"]) == (precision == "float16")
+
+
+def _spoil_momentum(state):
+    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
+
+
+def _spoil_history(state):
+    del state["history"][0]["lr"]
+
+
+@pytest.mark.parametrize("spoil", [_spoil_momentum, _spoil_history])
+def test_parts_of_a_checkpoint_that_do_not_fit_are_refused(tmp_path, spoil):
+    fit(Flat(), toy(16), but(epochs=1), out=tmp_path, progress=False)
+    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    spoil(state)
+    write_checkpoint(tmp_path, state)
+    with pytest.raises(CheckpointError, match="does not fit this network"):
+        fit(Flat(), toy(16), but(epochs=1), out=tmp_path, resume=True, progress=False)
+
+
+def test_a_history_of_many_epochs_is_whole():
+    entry = {"lr": 0.1, "loss": 1.0, "train_accuracy": 0.5, "seconds": 1.0}
+    history = [{"epoch": n, **entry} for n in range(1, 400)]
+    train._check_history(json.loads(json.dumps(history)))
+    with pytest.raises(ValueError, match="not one entry of numbers for each epoch"):
+        train._check_history(history[1:])
