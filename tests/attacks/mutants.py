@@ -161,7 +161,10 @@ def _by_cosmic_ray(source: str) -> Iterator[tuple[str, int, str]]:
                 # The tree is changed and mended: to parse it anew takes a hundred times longer.
                 kept = [(n, dict(_state(n))) for n in (node.parent, *ast_nodes(node)) if n]
                 place = node.parent.children.index(node) if node.parent else None
-                changed = operator.mutate(node, index)
+                try:
+                    changed = operator.mutate(node, index)
+                except AttributeError:  # cosmic-ray knows no "except module.Error"
+                    changed = node
                 if changed is not node:
                     node.parent.children[place : place + 1] = [changed] if changed else []
                 code = tree.get_code()
@@ -432,7 +435,7 @@ def watch(name: str, work: Path, result: Path) -> int:
             for context in filter(None, contexts):
                 lines[context].setdefault(short, []).append(line)
     tests = {
-        node: {"seconds": seconds, "lines": lines.get(node, {})}
+        node: {"seconds": seconds, "lines": lines.get(node, {}), "new": bool(known)}
         for node, seconds in plugin.seconds.items()
         if node not in plugin.failed
     }
@@ -510,9 +513,9 @@ class Plan:
             ran = test["lines"].get(mutant.file, [])
             if (lines.intersection(ran) if inside else ran) or (wide and mine):
                 kills = self.kills[mutant.file, mutant.line, name]
-                ranked.append((-kills, not mine, test["seconds"], name))
+                ranked.append((-kills, not test.get("new"), not mine, test["seconds"], name))
         chosen, total = {}, 0.0
-        for _, _, seconds, name in sorted(ranked):
+        for *_, seconds, name in sorted(ranked):
             if chosen and total + seconds > (WIDE if wide else BUDGET):
                 continue
             chosen[name] = seconds
