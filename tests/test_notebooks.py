@@ -7,7 +7,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
+import cbam_edu
+import cbam_edu.fused
 import notebooks as runner
 from notebook_cells import CHAPTERS, NOTEBOOKS, ROOT, Exercise, exercises, read, tagged
 
@@ -140,6 +143,28 @@ def test_a_cell_says_the_same_when_it_is_run_again(stem, before, cell, capsys):
         exec(cells[name].source, names)
         said.append(capsys.readouterr().out)
     assert said[-2:] == [cells[cell].outputs[0].text] * 2
+
+
+@pytest.mark.parametrize("cell", ["cell-016", "cell-054"])
+def test_a_stopped_cell_of_chapter_11_changes_no_setting(cell):
+    """Else the library works otherwise from then on, and the chapter does not run again."""
+    cells = {c.id: c for c in read(NOTEBOOKS / "11_cost.ipynb").cells}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    fused, threads = cbam_edu.fused, torch.get_num_threads()
+    before = fused.SMALLEST
+    names = {"in_turns": stop, "plain_step": None, "PlainCBAM": cbam_edu.CBAM, "ROUNDS": 3}
+    names |= {"torch": torch, "cbam_edu": cbam_edu, "fused": fused, "usual": before, "QUICK": True}
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            exec(cells[cell].source, names)
+        assert (fused.SMALLEST, torch.get_num_threads()) == (before, 2)
+    finally:
+        fused.SMALLEST = before
+        torch.set_num_threads(threads)
 
 
 @each_notebook
