@@ -1,6 +1,8 @@
 """Downloading, from a real server on this machine that does all that servers do wrong."""
 
 import contextlib
+import errno
+import io
 import socket
 import sys
 import tarfile
@@ -566,6 +568,22 @@ def test_a_full_disk_stops_the_download_and_keeps_the_part(site, tmp_path):
     get(site, tmp_path, "good")
     assert site.requests[1] == ("good", "bytes=100000-")
     assert is_right(tmp_path)
+
+
+def test_a_disk_that_is_full_from_the_first_byte_is_told_in_words(site, tmp_path, monkeypatch):
+    class Full(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(path, mode):
+        return io.BufferedWriter(Full(), 1 << 20)  # which tries again when it is closed
+
+    monkeypatch.setattr(fetch, "open", full, raising=False)
+    with pytest.raises(StorageError, match=r"cannot write .*\.part: the disk is full; free some"):
+        get(site, tmp_path, "good")
 
 
 def test_two_at_once_download_once(site, tmp_path):

@@ -146,17 +146,16 @@ def fetch(
     with contextlib.ExitStack() as stack:
         response, have = _open(url, part, size, timeout)
         stack.enter_context(response)
-        with explained("write", part):
-            file = stack.enter_context(open(part, "ab" if have else "wb"))
+        stack.enter_context(explained("write", part))  # closing a file writes once more
+        file = stack.enter_context(open(part, "ab" if have else "wb"))
         meter = stack.enter_context(
             Meter(part.stem, size, have, slowest=slowest, window=window, show=show)
         )
         for chunk in _chunks(response, timeout):
             if meter.have + len(chunk) > size:
                 raise SourceError(f"sends more than the {size:,} bytes that are right")
-            with explained("write", part):
-                file.write(chunk)
-                file.flush()  # so that nothing is lost to a kill, and a full disk is met here
+            file.write(chunk)
+            file.flush()  # so that nothing is lost to a kill, and a full disk is met here
             meter.advance(len(chunk))
         if meter.have < size:
             raise Cut(f"stopped after {meter.have:,} of {size:,} bytes")
