@@ -903,3 +903,86 @@ def test_a_history_of_many_epochs_is_whole():
     train._check_history(json.loads(json.dumps(history)))
     with pytest.raises(ValueError, match="not one entry of numbers for each epoch"):
         train._check_history(history[1:])
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """Make this process the r-th of two, of which the other one adds `other` to each sum."""
+
+    def pretend(r, other=0):
+        buffers = []
+        monkeypatch.setattr(train, "world_size", lambda: 2)
+        monkeypatch.setattr(train, "rank", lambda: r)
+        monkeypatch.setattr(train, "DistributedDataParallel", lambda model: model)
+        monkeypatch.setattr(train, "all_sum", lambda t: t + other)
+        monkeypatch.setattr(train, "broadcast_buffers", buffers.append)
+        return buffers
+
+    return pretend
+
+
+def test_two_processes_share_a_batch_evenly_and_mixups_pairs_whole(one_of_two):
+    one_of_two(0)
+    fit(Flat(), toy(12), but(epochs=1, batch_size=6), progress=False)
+    fit(Flat(), toy(12), but(epochs=1, batch_size=4, mixup=1.0), progress=False)
+    for size, mixup, message in (
+        (5, 0.0, "a multiple of 2, for 2 processes; got 5"),
+        (6, 1.0, "a multiple of 4, for 2 processes and mixup; got 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(Flat(), toy(12), but(batch_size=size, mixup=mixup), progress=False)
+
+
+def test_the_sums_of_an_epoch_are_those_of_both_processes(one_of_two):
+    entries = []
+    for other in (0, 3):
+        buffers = one_of_two(0, other)
+        entries += fit(Flat(), toy(32), but(epochs=1), progress=False)
+        assert len(buffers) == 1
+    alone, together = entries
+    assert together["loss"] - alone["loss"] == pytest.approx(3 / (2 * 2), rel=1e-4)
+    assert together["train_accuracy"] - alone["train_accuracy"] == pytest.approx(3 / 32)
+
+
+def test_each_process_has_its_own_chances_of_dropout_and_the_first_alone_writes(
+    one_of_two, tmp_path
+):
+    masks = []
+    for r in (0, 1):
+        one_of_two(r)
+        model = _Dropped()
+        fit(model, toy(16), but(epochs=2), out=tmp_path / str(r), progress=False)
+        masks += model.masks
+    assert not any(torch.equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
+    assert (tmp_path / "0" / "checkpoint.pt").exists()
+    assert not (tmp_path / "1" / "checkpoint.pt").exists()
+    assert not (tmp_path / "1" / "log.jsonl").exists()
+
+
+def test_a_checkpoint_that_only_one_process_sees_is_told(one_of_two, tmp_path):
+    fit(Flat(), toy(16), but(epochs=1), out=tmp_path, progress=False)
+    one_of_two(0)
+    with pytest.raises(CheckpointError, match=r"only 1 of 2 processes see .*checkpoint\.pt"):
+        fit(Flat(), toy(16), but(epochs=1), out=tmp_path, resume=True, progress=False)
+    one_of_two(0, other=1)
+    fit(Flat(), toy(16), but(epochs=1), out=tmp_path, resume=True, progress=False)
+
+
+def test_the_chances_of_a_seed_stay_what_they_were():
+    model = _Dropped()
+    fit(model, toy(16), but(epochs=1), progress=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1_910_792_744)
+        assert torch.equal(model.masks[0], F.dropout(torch.ones(16, 3, 8, 8)))
+
+
+def test_without_a_recipe_the_usual_one_is_taken(monkeypatch):
+    monkeypatch.setattr(train, "Recipe", lambda: but(epochs=3))
+    assert len(fit(Flat(), toy(16), progress=False)) == 3
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_the_network_is_in_the_order_in_memory_that_is_asked_for(last):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 4))
+    fit(model, toy(16), but(epochs=1, channels_last=last), progress=False)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) == last
