@@ -35,7 +35,7 @@ OPSET = 20
 TOLERANCE = 1e-5
 
 # Torch's before 2.10 fix a size that was to be free, or write what only pickle reads again.
-_TORCH = (2, 10)
+_TORCH = "2.10"
 _EXAMPLE = (2, 3, 64, 96)  # no two sizes alike, lest torch take them for one
 _FREE = {0: "batch", 2: "height", 3: "width"}
 
@@ -82,7 +82,7 @@ def trace(model: nn.Module) -> ExportedProgram:
     """
     if torch.__version__ < _TORCH:
         raise ExportError(
-            f"exporting takes torch {'.'.join(map(str, _TORCH))} or newer, and this is "
+            f"exporting takes torch {_TORCH} or newer, and this is "
             f'{torch.__version__}: pip install --upgrade "cbam_edu[export]"'
         )
     weight = next(model.parameters(), torch.empty(0))

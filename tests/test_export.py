@@ -20,7 +20,7 @@ from cbam_edu.export import FORMATS, OPSET, TOLERANCE, ExportError, export, trac
 from cbam_edu.storage import StorageError
 
 ROOT = Path(__file__).resolve().parents[1]
-if torch.__version__ < (2, 10):
+if torch.__version__ < "2.10":
     pytest.skip("exporting takes torch 2.10 or newer", allow_module_level=True)
 
 
