@@ -784,6 +784,22 @@ def test_a_gate_alone_refuses_an_unknown_gate_when_it_is_made(gate):
         gate(8, gate="relu")
 
 
+@pytest.mark.parametrize(
+    ("module", "positional", "named"),
+    [
+        (ChannelAttention, {"channels": 8, "reduction": 2}, {"pooling": ["avg"]}),
+        (SpatialAttention, {"kernel_size": 3}, {"norm": False}),
+        (CBAM, {"channels": 8, "reduction": 2, "kernel_size": 3}, {"order": "parallel"}),
+    ],
+)
+def test_sizes_may_be_named_and_options_must_be(module, positional, named):
+    by_name = module(**positional, **named).state_dict()
+    by_place = module(*positional.values(), **named).state_dict()
+    assert {k: v.shape for k, v in by_name.items()} == {k: v.shape for k, v in by_place.items()}
+    with pytest.raises(TypeError, match="positional arguments"):
+        module(*positional.values(), *named.values())
+
+
 def test_more_channels_than_a_byte_counts():
     x = torch.randn(2, 300, 2, 2)
     assert CBAM(300)(x).shape == x.shape
