@@ -783,3 +783,7 @@ def test_a_residual_block_is_traced_whole():
     compiled = torch.compile(block, backend="eager", fullgraph=True)
     expected = torch.relu(cbam(dtype=torch.float32).eval()(x) + x)
     assert torch.equal(compiled(x), expected)
+
+
+def test_more_channels_than_a_byte_counts_are_fused():
+    assert fused.supports(CBAM(300), torch.zeros(1, 300, 2, 2))
