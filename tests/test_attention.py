@@ -800,6 +800,12 @@ def test_sizes_may_be_named_and_options_must_be(module, positional, named):
         module(*positional.values(), *named.values())
 
 
+@pytest.mark.parametrize("module", [ChannelAttention, CBAM])
+def test_the_usual_reduction_is_the_papers(module):
+    hidden = [w.shape[0] for name, w in module(240).named_parameters() if "mixer.0.weight" in name]
+    assert hidden == [240 // 16]
+
+
 def test_more_channels_than_a_byte_counts():
     x = torch.randn(2, 300, 2, 2)
     assert CBAM(300)(x).shape == x.shape

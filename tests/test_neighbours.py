@@ -590,3 +590,17 @@ def test_three_names_are_near_at_most():
     with pytest.raises(ValueError, match="unknown kind 'aaa'; did you mean ") as caught:
         check_name("kind", "aaa", ["aaab", "aaac", "aaad", "aaae"])
     assert str(caught.value).count(" or ") == 2
+
+
+@pytest.mark.parametrize("name", ["se", "bam", "channel", "cbam", "variant"])
+def test_the_usual_reduction_is_sixteen(name):
+    shapes = [w.shape[:2] for w in attention_layer(name, 240).parameters() if w.ndim > 1]
+    assert (15, 240) in shapes
+    assert (240, 15) in shapes
+
+
+def test_the_usual_kernel_is_seven_wide():
+    for name in ("spatial", "cbam", "variant"):
+        layer = attention_layer(name, 8)
+        assert [m.kernel_size for m in layer.modules() if isinstance(m, nn.Conv2d)] == [(7, 7)]
+    assert {m.dilation for m in BAM(8).modules() if isinstance(m, nn.Conv2d)} == {(1, 1), (4, 4)}

@@ -69,7 +69,8 @@ TESTS = ["kernel_cases.py"] if KERNELS else [
     *(name for names in OWN.values() for name in names if name != "kernel_cases.py"), *HELP,
 ]  # fmt: skip
 NO_TESTS = ["test_the_kernels_are_right"]  # `kernel_cases.py` in a process of its own
-BUDGET = 8.0  # seconds of tests a mutant gets, and with --wide
+BUDGET = 8.0  # seconds of tests a mutant gets; with --again, and with --wide
+AGAIN = 20.0
 WIDE = 90.0
 MEMORY = 6 << 30  # bytes
 WARM = [
@@ -478,7 +479,7 @@ class Plan:
                 self.tests |= json.loads(path.read_text())["tests"]
         self.kills: Counter[tuple[str, int, str]] = Counter()
         self.trees: dict[str, ast.Module] = {}
-        self.work = work
+        self.work, self.budget = work, BUDGET
 
     def around(self, mutant: Mutant) -> tuple[set[int], bool]:
         """Return the lines of the statement or function whose tests count, or of the file."""
@@ -523,7 +524,7 @@ class Plan:
                 ranked.append((-kills, not test.get("new"), not mine, test["seconds"], name))
         chosen, total = {}, 0.0
         for *_, seconds, name in sorted(ranked):
-            if chosen and total + seconds > (WIDE if wide else BUDGET):
+            if chosen and total + seconds > (WIDE if wide else self.budget):
                 continue
             chosen[name] = seconds
             total += seconds
@@ -768,6 +769,7 @@ def go_through(
         todo.append(Mutant(file, "None", 1, 1, "", "", source, f"{module_name(file)}-as-it-is"))
         print(f"{file}: {len(found)} mutants, {len(todo)} to try; {dict(left)}", flush=True)
         runner = Runner(work, processes, way, loop)
+        runner.plan.budget = AGAIN if again else BUDGET
         runner.run(todo)
         print(f"  {dict(runner.counts)}", flush=True)
 
