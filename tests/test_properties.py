@@ -234,6 +234,7 @@ def test_shape_and_type(layer, shape, dtype, kind, layout, training, seed):
     result = module(x)
     assert (result.shape, result.dtype, result.device) == (x.shape, x.dtype, x.device)
     assert (result.abs() <= growth(name) * x.abs()).all()  # which no NaN is
+    assert name != "bam" or (result.abs() >= x.abs()).all()
     wide = dtype != torch.float16  # whose gradients want their loss scaled
     (result.sum() if wide else result.sum() * 1e-3).backward()
     for value in (x, *module.parameters()):
@@ -645,9 +646,12 @@ def is_right(name: str, value: Any) -> bool:
 @holds(
     "every combination of options makes a layer that works, or is refused in one clear sentence",
     made=st.sampled_from([attention.CBAM, fused.CBAM]), options=st.fixed_dictionaries(RIGHT),
-    wrong=st.dictionaries(st.sampled_from(CHECKED), ODD_VALUES, max_size=2), seed=seeds,
+    wrong=st.dictionaries(st.sampled_from(CHECKED), ODD_VALUES, max_size=2),
+    even=st.integers(1, 32).map(lambda n: 2 * n), seed=seeds,
 )  # fmt: skip
-def test_every_combination(made, options, wrong, seed):
+def test_every_combination(made, options, wrong, even, seed):
+    with pytest.raises(ValueError, match=f"kernel_size must be a positive odd .* got {even}$"):
+        made(8, kernel_size=even)
     given_ = {**options, **wrong}
     used = [name for name in wrong if not is_right(name, wrong[name])]
     # What an order has no gate for is not looked at.

@@ -31,6 +31,7 @@ import hypothesis
 import numpy as np
 import recorded
 import torch
+from _pytest.outcomes import Failed  # what `pytest.raises` raises is no `Exception`
 
 TESTS = recorded.ROOT / "tests"
 KERNELS = "test_drawn_examples"  # of `kernel_cases`
@@ -44,7 +45,7 @@ def attack(name: str, properties: Any, test: Callable[[], None], seed: int) -> b
     began, fault = time.monotonic(), ""
     try:
         hypothesis.seed(seed)(test)()
-    except Exception as error:  # every kind is a fault found
+    except (Exception, Failed) as error:  # every kind is a fault found
         told = [error, *getattr(error, "exceptions", ())]
         fault = " / ".join(f"{e} {' '.join(getattr(e, '__notes__', ()))}" for e in told)
     ran, seconds = properties.TRIED[name], time.monotonic() - began
@@ -325,7 +326,7 @@ def found_by(broken: Break) -> str:
                 continue
             try:
                 getattr(test_properties, name)()
-            except Exception:
+            except (Exception, Failed):
                 return name
     return ""
 
