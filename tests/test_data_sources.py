@@ -708,3 +708,35 @@ def test_what_has_come_is_in_the_file_before_more_is_asked_for(site, tmp_path, m
     fetch.fetch(site.url("good"), part, len(GOOD))
     assert len(sizes) > 10
     assert all(there == come for there, come in sizes)
+
+
+def packed(size):
+    """The right files, and one beside them, so that all are `size` bytes long."""
+    files = {f"{BINARY}/{name}.bin": content for name, content in FILES.items()}
+    return pack(files | {"zeros": bytes(size - sum(map(len, files.values())))})
+
+
+MOST = 2 * sum(map(len, FILES.values())) + 2**20  # bytes
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (packed(MOST + 1), "its archive holds far more than it should"),
+        (pack({"zeros": bytes(MOST + 1)}), "its archive holds far more than it should"),
+        (GOOD[: len(GOOD) // 2], r"its archive cannot be read \("),
+        (b"no archive", r"its archive cannot be read \("),
+        (pack({f"{BINARY}/readme.html": b""}), f"its archive has no right {BINARY}/data_batch_1"),
+    ],
+    ids=["bomb at the end", "bomb", "half", "text", "empty"],
+)
+def test_an_archive_of_the_right_digest_is_believed_no_further(site, tmp_path, content, reason):
+    site.archives[BIN] = content
+    with pytest.raises(DownloadError, match=f"/good/{BIN} {reason}"):
+        get(site, tmp_path, "good", edition=toy_cifar10.edition({BIN: content}))
+
+
+def test_an_archive_may_hold_as_much_beside_the_files(site, tmp_path):
+    site.archives[BIN] = content = packed(MOST)
+    get(site, tmp_path, "good", edition=toy_cifar10.edition({BIN: content}))
+    assert is_right(tmp_path)
