@@ -7,7 +7,7 @@ from PIL import Image
 
 from cbam_edu.data import MEAN, STD, ImageSet, batches, in_batches, load, normalise
 from cbam_edu.data.batches import Augmentation, Batches, crop_and_flip, cut_out
-from cbam_edu.data.images import per_channel, read_image
+from cbam_edu.data.images import check_classes, per_channel, read_image
 from cbam_edu.storage import StorageError
 
 
@@ -136,8 +136,15 @@ def test_holdout_is_stratified_and_repeatable():
     assert not torch.equal(held.images, data.holdout(3, seed=1)[1].images)
     both = torch.cat([rest.images, held.images]).flatten(1)
     assert len(torch.unique(both, dim=0)) == 40
-    with pytest.raises(ValueError, match="per_class must be below 10"):
-        data.holdout(10)
+    for per_class in (10, 11):
+        with pytest.raises(ValueError, match="per_class must be below 10"):
+            data.holdout(per_class)
+
+
+def test_of_many_classes_that_differ_five_are_named():
+    names = list("abcdefgh")
+    with pytest.raises(ValueError, match="lacking: none; unknown: a, b, c, d, e and 3 more"):
+        check_classes("toy", [*names, "z"], ["z"])
 
 
 def test_a_subset_takes_its_masks_along():
