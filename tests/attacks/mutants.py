@@ -800,6 +800,7 @@ def write(work: Path) -> None:
     """Make a record of each file."""
     from recorded import write as record
 
+    sys.argv[1:] = ["write", "--work", "FOLDER"]  # wherever it lay
     known = judgements()
     by_file: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
     for lines in decided(work).values():
