@@ -85,8 +85,10 @@ def prepared(case: str, room: Path) -> tuple[Path, Path]:
 
 def counted(output: str) -> dict[str, int]:
     """Return how many passed, failed, were skipped: what pytest says in its last line."""
-    last = [line for line in output.splitlines() if " passed" in line or " error" in line][-1]
-    return {what.rstrip("s"): int(count) for count, what in COUNTS.findall(last)}
+    lines = [line for line in output.splitlines() if " passed" in line or " error" in line]
+    if not lines:
+        raise SystemExit(f"pytest has not come to its end:\n{output[-3000:]}")
+    return {what.rstrip("s"): int(count) for count, what in COUNTS.findall(lines[-1])}
 
 
 def attack(case: str, room: Path) -> None:
@@ -104,7 +106,7 @@ def attack(case: str, room: Path) -> None:
             [str(python), *command], cwd=clone, env=environment, capture_output=True, text=True
         )
         outputs.append(done.stdout + done.stderr)
-        for what, count in counted(done.stdout).items():
+        for what, count in counted(outputs[-1]).items():
             total[what] = total.get(what, 0) + count
     (room / case / "output.txt").write_text("\n".join(outputs), "utf-8")
     ask = "import platform, torch; print(platform.python_version(), torch.__version__)"
