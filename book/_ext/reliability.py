@@ -35,6 +35,7 @@ SUBJECTS = {
     "judges": "Judges of the exercises",
     "interrupted": "Notebooks interrupted",
 }
+SHORT = 3  # as many faults are shown without being asked for
 Record = dict[str, Any]
 
 
@@ -112,7 +113,7 @@ class Reliability(_Read):
         """Return the table."""
         self.depend()
         headings, body = summary_rows()
-        return [tables.table(headings, body, set(headings[2:]))]
+        return [tables.table(headings, body, set(headings[2:]), worded=True)]
 
 
 class Attacks(_Read):
@@ -130,7 +131,7 @@ class Attacks(_Read):
         text = " holds a line for each: all of the above, what else was counted, versions, commit."
         link = tables.download(self.env, RECORDS / f"{subject}.jsonl")
         said = nodes.paragraph("", "", link, nodes.Text(text))
-        return [tables.table(headings, body, set(headings[2:])), again, said]
+        return [tables.table(headings, body, set(headings[2:]), worded=True), again, said]
 
 
 class Faults(_Read):
@@ -139,11 +140,16 @@ class Faults(_Read):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return a list, or a sentence where nothing was found."""
+        """Return a list, folded where it is long, or a sentence where nothing was found."""
         faults = found(self.subject())
         if not faults:
             return [nodes.paragraph("", "No fault was found.")]
-        return [nodes.bullet_list("", *map(self._item, faults), bullet="-")]
+        items = nodes.bullet_list("", *map(self._item, faults), bullet="-")
+        if len(faults) <= SHORT:
+            return [items]
+        summary = f"<details><summary>The {len(faults)} faults that were found</summary>"
+        ends = [nodes.raw("", text, format="html") for text in (summary, "</details>")]
+        return [ends[0], items, ends[1]]
 
     def _item(self, fault: Record) -> nodes.list_item:
         said, _ = self.state.inline_text(f"{fault['found']} {fault['mended']}", self.lineno)

@@ -11,9 +11,15 @@ from sphinx.environment import BuildEnvironment
 
 
 def table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str]
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: Collection[str],
+    worded: bool = False,
 ) -> nodes.table:
-    """Return a table; the columns whose headings are among `numbers` are set to the right."""
+    """Return a table; the columns whose headings are among `numbers` are set to the right.
+
+    Cells take one line each; those of a `worded` table that are no numbers take as many as needed.
+    """
 
     def row(cells: Sequence[str]) -> nodes.row:
         line = nodes.row()
@@ -26,7 +32,7 @@ def table(
     group += [nodes.colspec(colwidth=1) for _ in headings]
     group += nodes.thead("", row(headings))
     group += nodes.tbody("", *map(row, rows))
-    return nodes.table("", group, classes=["figures"])
+    return nodes.table("", group, classes=["figures", *["worded"] * worded])
 
 
 def download(env: BuildEnvironment, path: Path, name: str = "") -> addnodes.download_reference:
