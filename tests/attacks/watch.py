@@ -257,7 +257,7 @@ def _follow(pid: int, state: mmap.mmap) -> tuple[str | None, float]:
         if done:
             code = os.waitstatus_to_exitcode(status)
             return (None if code == 0 else f"the process ended with {code}"), most
-        _, begun, computing, *_ = _STATE.unpack_from(state)
+        seen = _, begun, computing, *_ = _STATE.unpack_from(state)
         if begun:
             base = base or _resident(pid)
             most = max(most, _highest(pid) - base)
@@ -268,7 +268,8 @@ def _follow(pid: int, state: mmap.mmap) -> tuple[str | None, float]:
                 why = f"more than {SECONDS:.0f} s"
             elif time.monotonic() - begun > WAITING:
                 why = f"no answer, and hardly any computing, in {WAITING:.0f} s"
-            if why:
+            # Read once more: the worker may have been writing it.
+            if why and _STATE.unpack_from(state) == seen:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 return why, most
