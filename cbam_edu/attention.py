@@ -5,6 +5,7 @@ S. Woo, J. Park, J.-Y. Lee, I. S. Kweon, "CBAM: Convolutional Block Attention Mo
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,15 +25,24 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {  # logits -> a map of the same 
 }
 ORDERS = ("channel-spatial", "spatial-channel", "parallel", "channel-only", "spatial-only")
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 32
+
+
+def shown(value: object) -> str:
+    """Return `value` as Python writes it, cut where it is long or deep."""
+    return _SHORT.repr(value)
+
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
 
 
 def check_positive(name: str, value: object, odd: bool = False) -> None:
     if type(value) is not int or value < 1 or (odd and value % 2 == 0):
-        raise ValueError(f"{name} must be a positive {'odd ' * odd}integer, got {value!r}")
+        raise ValueError(f"{name} must be a positive {'odd ' * odd}integer, got {shown(value)}")
 
 
 def check_input(x: Tensor, channels: int | None = None) -> None:
@@ -81,7 +91,7 @@ class ChannelAttention(nn.Module):
         check_positive("channels", channels)
         check_positive("reduction", reduction)
         if not isinstance(pooling, list | tuple) or not pooling:
-            raise ValueError(f'pooling must be a list such as ["avg", "max"], got {pooling!r}')
+            raise ValueError(f'pooling must be a list such as ["avg", "max"], got {shown(pooling)}')
         for name in pooling:
             check_choice("each pooling", name, tuple(POOLINGS))
         check_choice("mixer", mixer, ("mlp", "conv1d"))

@@ -2,13 +2,13 @@
 
 import io
 import json
-import reprlib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cbam_edu.attention import shown
 from cbam_edu.storage import explained, open_file, replace_file
 
 _PARTS: dict[str, Any] = {
@@ -16,10 +16,6 @@ _PARTS: dict[str, Any] = {
     "average": dict | None,
     "history": list,
 }
-
-
-_SHORT = reprlib.Repr()  # of what a file says, which may say it without end
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 
 
 class CheckpointError(ValueError):
@@ -73,7 +69,7 @@ def _same(saved: object, wanted: object) -> bool:
 def check_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise unless a checkpoint is of the run that is wanted, naming every difference."""
     differences = [
-        f"{key}: {_SHORT.repr(saved.get(key))} there, {wanted.get(key)!r} asked for"
+        f"{key}: {shown(saved.get(key))} there, {shown(wanted.get(key))} asked for"
         for key in sorted(wanted | saved, key=str)
         if not _same(saved.get(key), wanted.get(key))
     ]

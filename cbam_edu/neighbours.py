@@ -16,6 +16,7 @@ from cbam_edu.attention import (
     check_choice,
     check_input,
     check_positive,
+    shown,
 )
 from cbam_edu.fused import CBAM
 
@@ -167,7 +168,9 @@ class Variant(attention.CBAM):
         if self.spatial.norm is not None:
             nn.init.constant_(self.spatial.norm.weight, norm_scale)
         elif norm_scale != 1:
-            raise ValueError(f"norm_scale needs norm=True; got {norm_scale!r} without a BatchNorm")
+            raise ValueError(
+                f"norm_scale needs norm=True; got {shown(norm_scale)} without a BatchNorm"
+            )
 
 
 class Half(nn.Module):
@@ -226,9 +229,9 @@ STUDIED: dict[str, Callable[..., nn.Module]] = {"half": Half, "variant": Variant
 def check_name(kind: str, name: object, known: list[str]) -> None:
     """Raise ValueError, with the nearest names, unless `name` is among `known`."""
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=3)
+        near = difflib.get_close_matches(shown(name).strip("'"), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"unknown {kind} {name!r}; {hint}")
+        raise ValueError(f"unknown {kind} {shown(name)}; {hint}")
 
 
 def attention_layer(name: str | None, channels: int, **options: Any) -> nn.Module:

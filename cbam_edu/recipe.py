@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cbam_edu.attention import ChannelAttention, SpatialAttention, check_choice, check_positive
+from cbam_edu.attention import (
+    ChannelAttention,
+    SpatialAttention,
+    check_choice,
+    check_positive,
+    shown,
+)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -86,13 +92,13 @@ class Recipe:
         check_choice("precision", self.precision, tuple(PRECISIONS))
         for name in ("flip", "channels_last", "compile", "deterministic"):
             if type(value := getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be True or False, got {value!r}")
+                raise ValueError(f"{name} must be True or False, got {shown(value)}")
         for name in ("seed", "crop", "cutout"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
-                raise ValueError(f"{name} must be an integer from 0 up, got {value!r}")
+                raise ValueError(f"{name} must be an integer from 0 up, got {shown(value)}")
             if value >= 2**63:  # nor has torch room for more
-                raise ValueError(f"{name} must be below 2**63, got {value!r}")
+                raise ValueError(f"{name} must be below 2**63, got {shown(value)}")
         for name, highest in (
             ("lr", math.inf),
             ("weight_decay", math.inf),
@@ -108,7 +114,7 @@ class Recipe:
             if value is None and name in ("channel_weight_decay", "spatial_weight_decay"):
                 continue
             if not isinstance(value, int | float) or not 0 <= value <= highest:
-                raise ValueError(f"{name} must be from 0 to {highest}, got {value!r}")
+                raise ValueError(f"{name} must be from 0 to {highest}, got {shown(value)}")
 
     def learning_rate(self, progress: float) -> float:
         """Return the learning rate when the part `progress`, from 0 to 1, of training is done."""

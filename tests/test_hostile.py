@@ -4,6 +4,7 @@ The attacks themselves, with 100,000 inputs for each reader, are in tests/attack
 """
 
 import ast
+import functools
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 import toy_cifar10
-from cbam_edu import data, records
+from cbam_edu import CBAM, data, records
 from cbam_edu.checkpoint import CheckpointError, read_checkpoint
 from cbam_edu.cli import main
 from cbam_edu.convert import ConversionError, convert
@@ -622,3 +623,26 @@ def test_workflows_and_makefile_run_no_text_from_elsewhere():
         assert "| bash" not in text, path
         for said in ("github.event.pull_request.title", "github.event.issue", "github.head_ref"):
             assert said not in text, path
+
+
+DEEP = functools.reduce(lambda inner, _: [inner], range(990), 1)
+
+
+@pytest.mark.parametrize("value", [DEEP, "x" * 5000], ids=["deep", "long"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda value: create_model("resnet20", 10, attention=value),
+        lambda value: create_model("resnet20", 10, dims=value),
+        lambda value: create_model("resnet20", value),
+        lambda value: create_model(value),
+        lambda value: CBAM(value),
+        lambda value: CBAM(16, order=value),
+        lambda value: CBAM(16, pooling=value),
+        lambda value: Recipe(lr=value),
+        lambda value: Recipe(flip=value),
+    ],
+)
+def test_a_value_that_is_deep_or_long_is_refused_in_a_few_words(use, value):
+    with pytest.raises(ValueError, match=r".{20,700}\Z"):
+        use(value)

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from cbam_edu.attention import shown
 from cbam_edu.models.cbamnet import CBAMNet
 from cbam_edu.models.imagenet import BasicBlock, Bottleneck, ResNet
 from cbam_edu.models.mobilenet import MobileNet
@@ -122,7 +123,9 @@ def create_model(name: str, num_classes: int | None = None, **options: Any) -> n
     if num_classes is None:
         num_classes = parameters["num_classes"].default
     if type(num_classes) is not int or num_classes < 0:
-        raise ValueError(f"num_classes must be an integer from 0 (no head) up, got {num_classes!r}")
+        raise ValueError(
+            f"num_classes must be an integer from 0 (no head) up, got {shown(num_classes)}"
+        )
     known = [p for p in parameters if p not in {"num_classes", *fixed} - {"dims"}]
     for option in options:
         check_name(f"option of {name}", option, known)
@@ -131,7 +134,7 @@ def create_model(name: str, num_classes: int | None = None, **options: Any) -> n
         model = builder(num_classes=num_classes, **{**fixed, **options})
     except (TypeError, OverflowError) as error:
         reason = textwrap.shorten(str(error), 100, placeholder=" ...")
-        told = textwrap.shorten(repr(options), 200, placeholder=" ...")
+        told = textwrap.shorten(shown(options), 200, placeholder=" ...")
         raise ValueError(f"{name} cannot be made with the options {told} ({reason})") from error
     model.config = {"name": name, "num_classes": num_classes, **options}  # type: ignore[assignment]
     return model

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam_edu.attention import check_choice
+from cbam_edu.attention import check_choice, shown
 from cbam_edu.fused import refine_and_add
 from cbam_edu.models.resnet import ResidualBlock
 from cbam_edu.models.staged import Staged, check_dims, in_block
@@ -145,7 +145,9 @@ class ResNet(Staged):
         check_dims(dims)
         check_choice("stride_on", stride_on, ("1x1", "3x3"))
         if len(dims) != len(blocks):
-            raise ValueError(f"dims must name the channels of {len(blocks)} stages, got {dims!r}")
+            raise ValueError(
+                f"dims must name the channels of {len(blocks)} stages, got {shown(dims)}"
+            )
         options = attention_options or {}
         inside = in_block(attention)
         self.conv = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)

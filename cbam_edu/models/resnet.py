@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cbam_edu.attention import check_positive
+from cbam_edu.attention import check_positive, shown
 from cbam_edu.fused import refine_and_add
 from cbam_edu.models.staged import Staged, check_dims, in_block
 from cbam_edu.neighbours import attention_layer
@@ -144,7 +144,7 @@ class ResNet9(Staged):
         super().__init__()
         check_dims(dims)
         if len(dims) != 4:
-            raise ValueError(f"dims must name the channels of four stages, got {dims!r}")
+            raise ValueError(f"dims must name the channels of four stages, got {shown(dims)}")
         options = attention_options or {}
         first, second, third, last = dims
         self.stages = nn.ModuleList(

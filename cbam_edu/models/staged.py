@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cbam_edu.attention import check_positive
+from cbam_edu.attention import check_positive, shown
 from cbam_edu.neighbours import attention_layer
 
 MOST_STAGES = 32  # each but the first halves the map: more would need images of 2**32 pixels a side
@@ -14,7 +14,7 @@ MOST_STAGES = 32  # each but the first halves the map: more would need images of
 def check_dims(dims: Sequence[int]) -> None:
     """Raise ValueError unless `dims` are the channels of one stage or more."""
     if not isinstance(dims, list | tuple):
-        raise ValueError(f"dims must be a list of the stages' channels, got {dims!r}")
+        raise ValueError(f"dims must be a list of the stages' channels, got {shown(dims)}")
     if not dims:
         raise ValueError("dims must name at least one stage's channels, got none")
     if len(dims) > MOST_STAGES:

@@ -75,7 +75,7 @@ def prepared(case: str, room: Path) -> tuple[Path, Path]:
     run(["rm", "-rf", str(clone)])
     run(["git", "clone", "--quiet", str(ROOT), str(clone)])
     if not environment.exists():
-        run([*UV, "venv", "--quiet", "--python", CASES[case][0], str(environment)])
+        run([*UV, "venv", "--quiet", "--seed", "--python", CASES[case][0], str(environment)])
     python = environment / "bin/python"
     install = [*UV, "pip", "install", "--quiet", "--python", str(python)]
     run([*install, *requirements(case, clone)])
@@ -92,38 +92,39 @@ def counted(output: str) -> dict[str, int]:
 
 
 def attack(case: str, room: Path) -> None:
-    """Run everything under one case and record it."""
+    """Run everything under one case; record the tests and the chapters, each as they end."""
     clone, python = prepared(case, room)
     home = room / case / "home"
     home.mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CBAM_EDU")}
     environment |= {"HOME": str(home), "CBAM_EDU_QUICK": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"PATH": f"{python.parent}:{environment['PATH']}"}
-    start, total, outputs = monotonic(), dict[str, int](), []
+    ask = "import platform, torch; print(platform.python_version(), torch.__version__)"
+    under = subprocess.check_output([str(python), "-c", ask], text=True).split()
     tests = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--tb", "short", "tests"]
-    for command in (tests, ["tests/colab.py"]):
+    for part, unit, command in (
+        ("tests", "tests", tests),
+        ("chapters", "cells", ["tests/colab.py"]),
+    ):
+        start = monotonic()
         done = subprocess.run(
             [str(python), *command], cwd=clone, env=environment, capture_output=True, text=True
         )
-        outputs.append(done.stdout + done.stderr)
-        for what, count in counted(outputs[-1]).items():
-            total[what] = total.get(what, 0) + count
-    (room / case / "output.txt").write_text("\n".join(outputs), "utf-8")
-    ask = "import platform, torch; print(platform.python_version(), torch.__version__)"
-    under = subprocess.check_output([str(python), "-c", ask], text=True).split()
-    failed = total.get("failed", 0) + total.get("error", 0)
-    names = re.findall(r"^(?:FAILED|ERROR) (\S+)", "\n".join(outputs), re.M)
-    write(
-        "versions",
-        CASES[case][1],
-        tried=total.get("passed", 0) + failed,
-        unit="tests and cells",
-        failed=failed,
-        seconds=monotonic() - start,
-        skipped=total.get("skipped", 0),
-        ran_under={"python": under[0], "torch": under[1]},
-        wrong=sorted(set(names)),
-    )
+        output = done.stdout + done.stderr
+        (room / case / f"{part}.txt").write_text(output, "utf-8")
+        found = counted(output)
+        failed = found.get("failed", 0) + found.get("error", 0)
+        write(
+            "versions",
+            f"{CASES[case][1]}: {part}",
+            tried=found.get("passed", 0) + failed,
+            unit=unit,
+            failed=failed,
+            seconds=monotonic() - start,
+            skipped=found.get("skipped", 0),
+            ran_under={"python": under[0], "torch": under[1]},
+            wrong=sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.M))),
+        )
 
 
 if __name__ == "__main__":
