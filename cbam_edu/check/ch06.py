@@ -306,7 +306,8 @@ def kernel_gradients(answer: Answer) -> None:
 
 def _numbers(value: Any, count: int) -> list[float]:
     value = written(value)
-    if isinstance(value, Tensor | np.ndarray):
+    held = isinstance(value, Tensor) and not value.is_meta and value.layout == torch.strided
+    if held or isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, list | tuple) or len(value) != count:
         raise Wrong(f"Return a list of {count} numbers, one for each step.")
