@@ -281,23 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("attacks", nargs="*", metavar="ATTACK", help=", ".join(ATTACKS))
     options = parser.parse_args(arguments)
-    for name in options.attacks or ATTACKS:
-        attack, words, unit = ATTACKS[name]
-        began = time.perf_counter()
-        tried, wrong, details = attack()
-        seconds = time.perf_counter() - began
-        print(f"{words}: {tried} {unit}, {wrong}, {seconds:.0f} s", flush=True)
-        recorded.write(
-            SUBJECT,
-            words,
-            tried=tried,
-            unit=unit,
-            failed=len(wrong),
-            seconds=seconds,
-            warming=WARM,
-            **details,
-            grown=wrong,
-        )
+    recorded.write_all(SUBJECT, ATTACKS, options.attacks)
 
 
 if __name__ == "__main__":

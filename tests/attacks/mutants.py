@@ -65,6 +65,7 @@ HELP = [
     f"test_{name}.py"
     for name in ["cli", "complexity", "convert", "experiment", "explain", "models"]
 ]
+QUIETLY = ["-q", "-pno:cacheprovider", "-pno:faulthandler", "-cpyproject.toml", "--tb=no"]
 TESTS = ["kernel_cases.py"] if KERNELS else [
     *(name for names in OWN.values() for name in names if name != "kernel_cases.py"), *HELP,
 ]  # fmt: skip
@@ -354,20 +355,10 @@ def _only_here(look_up: Any) -> Any:
 
 def test(files: list[str], plugin: Chosen) -> int:
     """Run pytest's files in this process; return its exit status."""
-    options = [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:faulthandler",
-        "-c",
-        "pyproject.toml",
-        "--tb=no",
-    ]
-    if plugin.wanted is None:
-        options.remove("-x")
-    return int(pytest.main([*options, *(f"tests/{name}" for name in files)], plugins=[plugin]))
+    first = ["-x"] * (plugin.wanted is not None)
+    return int(
+        pytest.main([*QUIETLY, *first, *(f"tests/{name}" for name in files)], plugins=[plugin])
+    )
 
 
 def forked(work: Path, action: Any) -> int:
@@ -728,19 +719,9 @@ def run(
         return
     os.chdir(work / "tree")
     sys.path[:0] = [str(work / "tree")]
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:faulthandler",
-        "-c",
-        "pyproject.toml",
-        "--tb=no",
-    ]
     loop = Loop(lambda loop: go_through(work, names, size, way, again, processes, loop))
     files = [f"tests/{name}" for name in TESTS if (work / f"plan_{name}.json").exists()]
-    pytest.main([*options, "--capture=no", *files], plugins=[loop])
+    pytest.main([*QUIETLY, "--capture=no", *files], plugins=[loop])
 
 
 def go_through(

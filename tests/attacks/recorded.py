@@ -5,7 +5,9 @@ import platform
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import filelock
@@ -71,3 +73,24 @@ def write(
         lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False))
         text = "\n".join(lines) + "\n"
         replace_file(path, lambda file: file.write(text.encode()))
+
+
+Attack = Callable[[], tuple[int, list[str], dict[str, Any]]]
+
+
+def write_all(
+    subject: str, attacks: Mapping[str, tuple[Attack, str, str]], names: list[str]
+) -> None:
+    """Do the attacks named, or all of them, and record each.
+
+    An attack gives how often it tried, what went wrong, and further plain values. With it stand the
+    words in which the book's table names it, and the unit.
+    """
+    for name in names or attacks:
+        attack, words, unit = attacks[name]
+        began = perf_counter()
+        tried, wrong, details = attack()
+        seconds = perf_counter() - began
+        print(f"{words}: {tried} {unit}, {len(wrong)} wrong, {seconds:.0f} s {wrong}", flush=True)
+        told = {"tried": tried, "unit": unit, "failed": len(wrong), "seconds": seconds}
+        write(subject, words, **told, **details, wrong=wrong)

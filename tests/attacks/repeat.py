@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -570,22 +569,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.work:
         print(json.dumps(WORK[options.work](json.load(sys.stdin))))
         return
-    for name in options.attacks or ATTACKS:
-        attack, words, unit = ATTACKS[name]
-        began = time.perf_counter()
-        tried, wrong, details = attack()
-        seconds = time.perf_counter() - began
-        print(f"{words}: {tried} {unit}, {len(wrong)} differ, {seconds:.0f} s {wrong}", flush=True)
-        recorded.write(
-            SUBJECT,
-            words,
-            tried=tried,
-            unit=unit,
-            failed=len(wrong),
-            seconds=seconds,
-            **details,
-            differing=wrong,
-        )
+    recorded.write_all(SUBJECT, ATTACKS, options.attacks)
 
 
 if __name__ == "__main__":
