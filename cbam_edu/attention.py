@@ -32,7 +32,8 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 32
 
 def shown(value: object) -> str:
     """Return `value` as Python writes it, cut where it is long or deep."""
-    return _SHORT.repr(value)
+    text = _SHORT.repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -91,7 +92,7 @@ class ChannelAttention(nn.Module):
         check_positive("channels", channels)
         check_positive("reduction", reduction)
         if not isinstance(pooling, list | tuple) or not pooling:
-            raise ValueError(f'pooling must be a list such as ["avg", "max"], got {shown(pooling)}')
+            raise ValueError(f'pooling must be a list such as ["avg", "max"], got {pooling!r}')
         for name in pooling:
             check_choice("each pooling", name, tuple(POOLINGS))
         check_choice("mixer", mixer, ("mlp", "conv1d"))

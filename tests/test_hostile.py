@@ -638,7 +638,7 @@ DEEP = functools.reduce(lambda inner, _: [inner], range(990), 1)
         lambda value: create_model(value),
         lambda value: CBAM(value),
         lambda value: CBAM(16, order=value),
-        lambda value: CBAM(16, pooling=value),
+        lambda value: create_model("cbamnet_tiny", attention_options={"pooling": value}),
         lambda value: Recipe(lr=value),
         lambda value: Recipe(flip=value),
     ],

@@ -447,7 +447,7 @@ def test_the_tests_of_the_capstone_find_what_does_not_gate(fault):
 
 # Helpers that rooms share, and timm's names for the networks: not for users.
 INTERNAL = re.compile(
-    r"cbam_edu\.(attention\.check_|neighbours\.check_name|fused\.|timm_models\.cbam_edu_|plot\.Figure)"
+    r"cbam_edu\.(attention\.(check_|shown)|neighbours\.check_name|fused\.|timm_models\.cbam_edu_|plot\.Figure)"
 )
 
 

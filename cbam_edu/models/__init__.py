@@ -132,7 +132,7 @@ def create_model(name: str, num_classes: int | None = None, **options: Any) -> n
     options.setdefault("attention", "cbam" if builder is CBAMNet else None)
     try:
         model = builder(num_classes=num_classes, **{**fixed, **options})
-    except (TypeError, OverflowError) as error:
+    except (TypeError, OverflowError, RecursionError) as error:
         reason = textwrap.shorten(str(error), 100, placeholder=" ...")
         told = textwrap.shorten(shown(options), 200, placeholder=" ...")
         raise ValueError(f"{name} cannot be made with the options {told} ({reason})") from error
