@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/attacks/versions.py --room FOLDER [CASE ...]
+    python tests/attacks/versions.py [--room FOLDER] [CASE ...]
 
 For each case a clone of this repository and an environment are made in FOLDER, which may be kept
 for the next time. "locked-3.11", "-3.12" and "-3.13" install the lock on that Python; "oldest" has
@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from time import monotonic
@@ -130,7 +131,8 @@ def attack(case: str, room: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="CASE")
-    parser.add_argument("--room", type=Path, required=True, help="where clones are made")
+    room = Path(tempfile.gettempdir()) / "cbam_edu-versions"
+    parser.add_argument("--room", type=Path, default=room, help="where clones are made")
     given = parser.parse_args()
     for name in given.cases or CASES:
         attack(name, given.room.resolve())
