@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cbam_edu.checkpoint import CheckpointError, check_same, read_checkpoint, write_checkpoint
 from cbam_edu.data import Augmentation, ImageSet, PictureFolder, check_classes, in_batches
 from cbam_edu.distributed import all_sum, broadcast_buffers, rank, world_size
-from cbam_edu.measure import Scores, evaluate, evaluation_batches, measure
+from cbam_edu.measure import Scores, evaluate, evaluating, evaluation_batches, measure
 from cbam_edu.recipe import (
     Average,
     Recipe,
@@ -39,6 +39,7 @@ __all__ = [
     "Scores",
     "deterministic",
     "evaluate",
+    "evaluating",
     "fit",
     "parameter_groups",
     "read_checkpoint",

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from cbam_edu import CBAM, create_model, models
-from cbam_edu.explain import attention_maps, evaluating, grad_cam, resize
+from cbam_edu.explain import attention_maps, grad_cam, resize
 from cbam_edu.models import CBAMNet, CIFARResNet, ResNet9
 from cbam_edu.neighbours import ATTENTIONS, STUDIED
+from cbam_edu.train import evaluating
 
 
 def test_attention_maps_are_what_the_gates_answer():
